@@ -117,6 +117,7 @@ EXAMPLES = {
     "network::dtype": ("text", "float32"),
     "tile_inferer::halo": ("text or integer", "32"),
     "tile_inferer::memory": ("text", "4GB"),
+    "tta_axes": ("list", "[0,1]"),
     "mirror_axes": ("list", "[0,1,2]"),
     "mirror_swaps": ("list", "[[1,2]]"),
     "view_scales": ("list", "[1.0,1.3]"),

@@ -101,17 +101,19 @@ def derive(
     presets: Sequence[str] = (),
     metadata: Mapping[str, Any] | None = None,
     decisions: Sequence[Decision] | None = None,
+    define: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Return the configs by name and the texts by path of a bundle that `specialise` would write.
 
     `metadata` replaces entries of the other bundle's `metadata.json`, and `decisions` those in its `docs/plan.json`.
+    With `define`, unknown ids are added.
     """
     bundle = verdict.bundle
     read_own(bundle, "train")
     configs = {name: checked_config(verdict, name) for name in WORKFLOWS}
     for name in presets:
         configs = apply_all(configs, _preset(verdict, name), define=["train"])
-    configs = apply_all(configs, overlay)
+    configs = apply_all(configs, overlay, define=WORKFLOWS if define else ())
     if data is not None:
         for name in ("train", "evaluate"):
             configs[name]["dataset_dir"] = str(data.resolve())

@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, show, render, verify, tune-inference and unpack; `export.py` has export and package."""
+"""`medunet bundle`: init, import, show, render, verify, tune-inference, unpack; `export.py` has export and package."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from medunet.files import check_target, reject_other_files, require_path
 from medunet.resources import find_bundle
 
 SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
+ANY_TRAINER_HELP = "Accept a trainer that nnU-Net does not ship, if it builds the network of the plan."
 COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
 
 app = typer.Typer(context_settings=opt.HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
@@ -136,6 +137,64 @@ def tune_inference(
         console.print(escape(f"{id_}: {'null' if value is None else value}"))
 
 
+@examples(
+    "medunet bundle import nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres -o hippocampus",
+    "medunet bundle import MODEL_FOLDER -o mine --folds 0,1 --checkpoint best",
+)
+@with_json("bundle import")
+def import_(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_FOLDER", help="Results folder: plans.json, fold_0, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
+    folds: Annotated[str, typer.Option(metavar="all|0,1", help="Folds to import; several become an ensemble.")] = "all",
+    checkpoint: Annotated[str, typer.Option(metavar="final|best", help="Checkpoint of each fold.")] = "final",
+    any_trainer: Annotated[bool, typer.Option("--any-trainer", help=ANY_TRAINER_HELP)] = False,
+) -> None:
+    """Turn a trained nnU-Net v2 model into a bundle that predicts the same labels.
+
+    Nothing in the model's files is run. Mirroring, which nnU-Net does by default, is off: pass --tta mirror to predict.
+    """
+    require_path(model)
+    from medunet.runs.imports import import_nnunet
+
+    done = import_nnunet(model, output, folds=folds, checkpoint=checkpoint, any_trainer=any_trainer)
+    print_json(
+        bundle=done.folder,
+        network=done.network,
+        folds=done.folds,
+        trainer=done.trainer,
+        views=done.views,
+        labels=done.labels,
+    )
+    console = opt.plain_console()
+    console.print(escape(f"network: {done.network}"))
+    console.print(escape(f"folds:   {', '.join(done.folds)} (trainer {done.trainer})"))
+    console.print(escape(f"classes: {', '.join(done.labels)}"))
+    if done.views > 1:
+        times = f"{done.views} times the work"
+        console.print(f"mirroring is off; nnU-Net does it by default: predict with --tta mirror for {times}")
+    console.print(f"bundle:  {output}")
+    opt.print_next("predict", output, "IMAGES", "--output", "PREDICTIONS")
+
+
+@examples("medunet bundle to-nnunet runs/mine -o nnUNet_raw/Dataset101_Mine")
+def to_nnunet(
+    run: opt.Trained,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder, named DatasetXXX_NAME.")],
+    data: Annotated[Path | None, typer.Option("--data", help="Data set. Default: that of the run.")] = None,
+) -> None:
+    """Write the training data of a run as a raw folder of nnU-Net, with the run's folds in splits_final.json.
+
+    Copy splits_final.json to nnUNet_preprocessed/DatasetXXX_NAME before nnUNetv2_train, so that both train on the same
+    cases.
+    """
+    folder = find_bundle(run)
+    require_path(data)
+    from medunet.runs.nnunet_raw import write_nnunet_raw
+
+    dataset = write_nnunet_raw(folder, output, data=data)
+    opt.plain_console().print(escape(f"{opt.count(len(dataset.cases), 'case')} written to {output}"))
+
+
 @examples("medunet bundle unpack liver.zip -o liver", "medunet bundle unpack liver.tar.gz -o models/liver")
 def unpack(
     archive: Annotated[Path, typer.Argument(help="Archive of a bundle: .zip, .tar or .tar.gz.")],
@@ -155,4 +214,6 @@ def unpack(
 add_to_group(app)
 for command in (init, show, verify, export.export, export.package, tune_inference, unpack):
     add(app, command)
+add(app, import_, name="import")
+add(app, to_nnunet, name="to-nnunet")
 add(app, render, hidden=True)

@@ -30,6 +30,8 @@ from .layouts.folds import split_fold as split_fold
 from .layouts.labels import MAX_CLASSES as MAX_CLASSES
 from .layouts.labels import label_values as label_values
 from .layouts.labels import refuse_instances as refuse_instances
+from .layouts.manifest import ParsedLabels as ParsedLabels
+from .layouts.manifest import labels_of as labels_of
 from .layouts.pairing import label_files as label_files
 from .layouts.splits import checked_split as checked_split
 from .layouts.splits import regroup as regroup

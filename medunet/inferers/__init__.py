@@ -1,5 +1,6 @@
 """Inference on images of any size, with each voxel computed once."""
 
+from .blended import BlendedInferer as BlendedInferer
 from .grids import GridMap as GridMap
 from .memory import free_memory as free_memory
 from .memory import peak_bytes as peak_bytes

@@ -30,6 +30,10 @@ class GridMap:
         matrix: `(n + 1, n + 1)`, source index to network index.
         source_size: voxels of the source grid.
         grid_size: voxels of the network's grid.
+        border: network's voxels beyond the grid's outermost centres that still take the values there.
+        nearest: axis of the network's grid along which the nearest voxel counts, without interpolation; None if there
+            is no such axis.
+        half: whether interpolated logits are rounded to float16 before the largest is taken, as nnU-Net does.
 
     Raises:
         GeometryError: the matrix is not finite.
@@ -43,6 +47,9 @@ class GridMap:
     matrix: npt.NDArray[np.float64]
     source_size: tuple[int, ...]
     grid_size: tuple[int, ...]
+    border: float = OUTSIDE_VOXELS
+    nearest: int | None = None
+    half: bool = False
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.matrix).all():
@@ -83,10 +90,13 @@ class AxisPositions(NamedTuple):
     outside: torch.Tensor
 
     @classmethod
-    def of(cls, coordinate: torch.Tensor, size: int) -> AxisPositions:
-        """Return the positions of coordinates on a network's axis of `size` voxels."""
-        outside = (coordinate < -OUTSIDE_VOXELS) | (coordinate > size - 1 + OUTSIDE_VOXELS)
+    def of(cls, coordinate: torch.Tensor, axis: int, grid: GridMap) -> AxisPositions:
+        """Return the positions of coordinates on an axis of a network's grid."""
+        size = grid.grid_size[axis]
+        outside = (coordinate < -grid.border) | (coordinate > size - 1 + grid.border)
         clamped = coordinate.clamp(0, size - 1)
+        if axis == grid.nearest:
+            clamped = (clamped + 0.5 + AXIS_TOLERANCE).floor().clamp(max=size - 1)
         cell = clamped.floor().to(torch.int64)
         return cls(cell, (clamped - cell).to(torch.float32), outside)
 
@@ -165,7 +175,7 @@ def find_pieces(grid: GridMap, region: tuple[slice, ...], device: torch.device, 
     steps: list[AxisPositions] = []
     for k, axis in enumerate(grid.axes):
         index = torch.arange(grid.source_size[k], dtype=torch.float64)
-        step = AxisPositions.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], grid.grid_size[axis])
+        step = AxisPositions.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], axis, grid)
         mine = ((step.cell >= core[axis].start) & (step.cell < core[axis].stop)).nonzero()[:, 0]
         if not len(mine):
             return
@@ -184,9 +194,8 @@ def _oblique(grid: GridMap, core: list[range], device: torch.device, at_once: in
     for start in range(0, count, at_once):
         voxels = torch.arange(start, min(start + at_once, count), device=device)
         index = torch.stack(torch.unravel_index(voxels, grid.source_size)).to(torch.float64)
-        steps = [
-            AxisPositions.of(matrix[axis, :-1] @ index + matrix[axis, -1], n) for axis, n in enumerate(grid.grid_size)
-        ]
+        rows = enumerate(matrix[:-1])
+        steps = [AxisPositions.of(row[:-1] @ index + row[-1], axis, grid) for axis, row in rows]
         inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
         mine = torch.stack(inside).all(0).nonzero()[:, 0]
         yield Piece(voxels[mine], [s.part(mine, start=c.start) for s, c in zip(steps, core, strict=True)])

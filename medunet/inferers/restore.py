@@ -60,7 +60,7 @@ def restore_labels(
     if grid.is_identity:  # nothing lies between voxels, so a tile needs no neighbour
         out[region] = decide(logits, threshold, order)
         return out
-    nodes = Nodes(_aligned(logits, grid))
+    nodes = Nodes(_aligned(logits, grid), half=grid.half)
     common = cells(decide(nodes.logits, threshold, order))
     for piece in find_pieces(grid, region, logits.device, voxels=_LABELS):
         labels = piece.take(common)
@@ -178,8 +178,9 @@ def _with_next(labels: torch.Tensor, axis: int, of_two: Callable[..., torch.Tens
 class Nodes:
     """Logits `(classes, *tile)` at the nodes of the network's grid, for interpolation between them."""
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    def __init__(self, logits: torch.Tensor, *, half: bool = False) -> None:
         self.logits = logits
+        self.half = half  # round interpolated logits to float16
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -195,6 +196,7 @@ class Nodes:
         for start in range(0, len(labels), at_once):
             part = slice(start, start + at_once)
             values = self.interpolated([c[part] for c in corner], [f[part] for f in fraction])
+            values = values.half().float() if self.half else values
             is_argmax = not order and len(self.logits) > 1
             labels[part] = values.argmax(dim=1) if is_argmax else decide(values.T, threshold, order)
         return labels

@@ -6,6 +6,7 @@ import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from monai.inferers import Inferer
 
 from medunet.errors import ConfigError, GeometryError
 from medunet.networks import check_activation
+from medunet.transforms import thick_axis
 
 from .grids import GridMap
 from .overlap_tile import OverlapTileInferer, TileLogits
@@ -28,12 +30,18 @@ class SourceGridInferer(Inferer, ABC):
     Args:
         inferer: evaluates the network.
         to_source: whether to return to the grid that the image was read on.
+        plan_spacing: spacing of the network's grid in a plan of nnU-Net, None for an axis that keeps the image's.
+            Logits are then brought back as nnU-Net does: slices of thick-sliced images are not interpolated, voxels
+            that were cropped away are background, and logits are rounded to float16.
     """
 
-    def __init__(self, inferer: Inferer, *, to_source: bool = True) -> None:
+    def __init__(
+        self, inferer: Inferer, *, to_source: bool = True, plan_spacing: Sequence[float | None] | None = None
+    ) -> None:
         super().__init__()
         self.inferer = inferer
         self.to_source = to_source
+        self.plan_spacing = plan_spacing
 
     @abstractmethod
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
@@ -96,10 +104,22 @@ class SourceGridInferer(Inferer, ABC):
         affines = _each(inputs.affine, len(inputs), ndim=2)  # type: ignore[attr-defined]  # a MetaTensor, see above
         sources = _each(meta["original_affine"], len(inputs), ndim=2)
         shapes = _each(meta["spatial_shape"], len(inputs), ndim=1)
-        return [
+        grids = [
             GridMap.between(source, [int(n) for n in shape[: len(size)]], affine, size)
             for source, shape, affine in zip(sources, shapes, affines, strict=True)
         ]
+        if self.plan_spacing is None:
+            return grids
+        return [_as_nnunet(grid, self.plan_spacing, source) for grid, source in zip(grids, sources, strict=True)]
+
+
+def _as_nnunet(grid: GridMap, spacing: Sequence[float | None], source: np.ndarray[Any, Any]) -> GridMap:
+    """Return a map that restores logits as nnU-Net does, see `SourceGridInferer`."""
+    lengths = np.linalg.norm(source[: len(spacing), : len(spacing)], axis=0)
+    axes = grid.axes or range(len(spacing))
+    of_source = [float(lengths[list(axes).index(axis)]) for axis in range(len(spacing))]
+    planned = [own if given is None else given for given, own in zip(spacing, of_source, strict=True)]
+    return replace(grid, border=0.5, nearest=thick_axis(planned, of_source), half=True)
 
 
 def _each(value: Any, count: int, *, ndim: int) -> Sequence[np.ndarray[Any, Any]]:
@@ -121,6 +141,7 @@ class LabelInferer(SourceGridInferer):
         order: for regions (sigmoid of each channel) the class index that each one is painted with, later over earlier;
             empty for exclusive classes (softmax).
         to_source: whether to return to the grid that the image was read on; otherwise labels stay on the network's.
+        plan_spacing: spacing of a plan of nnU-Net, whose way of restoring labels is then followed.
 
     Raises:
         ConfigError: an invalid threshold or order; when called, images of different source grids in one batch.
@@ -135,9 +156,15 @@ class LabelInferer(SourceGridInferer):
     """
 
     def __init__(
-        self, inferer: Inferer, *, threshold: float = 0.5, order: Sequence[int] = (), to_source: bool = True
+        self,
+        inferer: Inferer,
+        *,
+        threshold: float = 0.5,
+        order: Sequence[int] = (),
+        to_source: bool = True,
+        plan_spacing: Sequence[float | None] | None = None,
     ) -> None:
-        super().__init__(inferer, to_source=to_source)
+        super().__init__(inferer, to_source=to_source, plan_spacing=plan_spacing)
         if not 0 < threshold < 1:
             raise ConfigError("threshold must be a probability between 0 and 1", received=threshold)
         if len(set(order)) != len(order) or not all(0 < index < MIXED for index in order):
@@ -168,6 +195,7 @@ class ProbabilityInferer(SourceGridInferer):
         activation: `softmax`, or `sigmoid` of each channel. Outside a cropped grid, softmax gives class 0 and sigmoid
             gives zeros.
         to_source: whether to return to the grid that the image was read on.
+        plan_spacing: spacing of a plan of nnU-Net, whose way of restoring logits is then followed.
         scratch_dir: folder of the temporary file; by default the system's.
 
     Raises:
@@ -189,9 +217,10 @@ class ProbabilityInferer(SourceGridInferer):
         *,
         activation: str = "softmax",
         to_source: bool = True,
+        plan_spacing: Sequence[float | None] | None = None,
         scratch_dir: str | Path | None = None,
     ) -> None:
-        super().__init__(inferer, to_source=to_source)
+        super().__init__(inferer, to_source=to_source, plan_spacing=plan_spacing)
         self.activation = check_activation(activation)
         self.scratch_dir = scratch_dir
 

@@ -24,7 +24,7 @@ class _ViewInferer(Inferer, ABC):
     def __init__(self, inferer: Inferer, activation: str) -> None:
         super().__init__()
         self.inferer = inferer
-        self.activation = check_activation(activation)
+        self.activation = check_activation(activation, mean=True)
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Evaluate all views: `(B, C, *spatial)` to logits `(B, classes, *spatial)`, float32."""
@@ -59,7 +59,7 @@ class MirrorInferer(_ViewInferer):
         transpose: double the views by swapping the first two spatial axes.
         batch_size: views of one size that go to `inferer` in one batch, which an `OverlapTileInferer` splits by its own
             `batch_size`. More is faster for small images and takes more memory.
-        activation: `softmax`, or `sigmoid` of each channel.
+        activation: `softmax`, or `sigmoid` of each channel; `none` averages the logits, as nnU-Net does.
         swaps: pairs of channels that differ in left and right. They are swapped in views that are mirrored along
             `swap_axis`, because the network takes a left lung for a right one there.
         swap_axis: the spatial axis from left to right, the first in volumes in RAS orientation.

@@ -41,6 +41,11 @@ def per_row(name: str, value: PerRow, rows: int, spatial_dims: int, row: str) ->
     return tuple(per_axis(name, entry, spatial_dims) for entry in _expanded(name, value, rows, row))
 
 
+def counts(name: str, value: int | Sequence[int], rows: int, row: str) -> tuple[int, ...]:
+    """Expand one integer to all rows, or check a list with one integer per row."""
+    return tuple(integer(name, n) for n in _expanded(name, value, rows, row))
+
+
 def _expanded(name: str, value: Any, count: int, item: str) -> Sequence[Any]:
     if isinstance(value, int):
         return (value,) * count

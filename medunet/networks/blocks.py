@@ -49,8 +49,8 @@ class Style:
     def conv(
         self, before: int, after: int, kernel: PerAxis, *, stride: PerAxis | None = None, bias: bool = True
     ) -> nn.Module:
-        """Return a convolution; if strided, it has a kernel of the same size and no padding."""
-        padding = tuple(k // 2 for k in kernel) if self.same and stride is None else 0
+        """Return a convolution; if its stride equals its kernel, it has no padding."""
+        padding = tuple(k // 2 for k in kernel) if self.same and stride != kernel else 0
         conv: nn.Module = self.layer("Conv")(before, after, kernel, stride or 1, padding, bias=bias)
         return conv
 
@@ -84,11 +84,23 @@ class Style:
         conv = self.conv(before, after, kernel, stride=stride, bias=self.norm is None)
         return named(conv=conv, norm=self.normalisation(after), act=self.activation() if act else nn.Identity())
 
-    def block(self, channels: Sequence[int], kernel: PerAxis) -> nn.Module:
+    def block(self, channels: Sequence[int], kernel: PerAxis, stride: PerAxis | None = None) -> nn.Module:
         """Return the convolutions of one level; `channels` lists those of its input and of every convolution."""
         if self.residual:
-            return ResidualBlock(self, channels, kernel)
-        return nn.Sequential(*(self.unit(before, after, kernel) for before, after in pairwise(channels)))
+            return ResidualBlock(self, channels, kernel, stride)
+        first: list[PerAxis | None] = [stride, *[None] * (len(channels) - 2)]
+        pairs = zip(pairwise(channels), first, strict=True)
+        return nn.Sequential(*(self.unit(before, after, kernel, stride=step) for (before, after), step in pairs))
+
+    def residual_blocks(
+        self, before: int, after: int, count: int, kernel: PerAxis, stride: PerAxis | None, *, stem: bool
+    ) -> nn.Module:
+        """Return the blocks of two convolutions of one level, after a single convolution if `stem` is set."""
+        layers = [self.unit(before, after, kernel)] if stem else []
+        for index in range(count):
+            width = before if index == 0 and not stem else after
+            layers.append(ResidualBlock(self, (width, after, after), kernel, stride if index == 0 else None))
+        return nn.Sequential(*layers)
 
     def up(self, before: int, after: int, stride: PerAxis) -> nn.Module:
         """Return the layers of an upsampling; a transposed convolution turns each coarse pixel into `stride` fine ones.
@@ -113,13 +125,17 @@ def named(**layers: nn.Module) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """Convolution units with a shortcut around all of them, activated after the sum (He et al. 2016, fig. 2).
 
-    The shortcut is the identity, or a 1x1 convolution if the number of channels changes; a valid block crops it.
+    The shortcut is the identity, or a 1x1 convolution if the number of channels changes; a valid block crops it. If the
+    first convolution has a stride, the shortcut takes the mean of its pixels (He et al. 2019, "ResNet-D").
     """
 
-    def __init__(self, style: Style, channels: Sequence[int], kernel: PerAxis) -> None:
+    def __init__(self, style: Style, channels: Sequence[int], kernel: PerAxis, stride: PerAxis | None = None) -> None:
         super().__init__()
         pairs, last = enumerate(pairwise(channels)), len(channels) - 2
-        self.units = nn.Sequential(*(style.unit(a, b, kernel, act=i < last) for i, (a, b) in pairs))
+        self.units = nn.Sequential(
+            *(style.unit(a, b, kernel, stride=None if i else stride, act=i < last) for i, (a, b) in pairs)
+        )
+        self.pool: nn.Module = nn.Identity() if stride is None else style.layer("AvgPool")(stride)
         self.shortcut: nn.Module = nn.Identity()
         if channels[0] != channels[-1]:
             self.shortcut = style.unit(channels[0], channels[-1], (1,) * style.spatial_dims, act=False)
@@ -128,7 +144,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the units and add the shortcut."""
         y = self.units(x)
-        return self.act(y + self.shortcut(centre_crop(x, y)))
+        return self.act(y + self.shortcut(centre_crop(self.pool(x), y)))
 
 
 class DecoderLevel(nn.Module):

@@ -15,7 +15,7 @@ from itertools import count
 
 from medunet.errors import ConfigError
 
-from .arguments import PerAxis, PerRow, choose, integer, per_axis, per_row
+from .arguments import PerAxis, PerRow, choose, counts, integer, per_axis, per_row
 
 
 class UNetShapes:
@@ -28,9 +28,11 @@ class UNetShapes:
         levels: number of resolutions, at least 2.
         kernel_sizes: kernels of the convolutions: one integer, one per level (finest first), or one per level and axis.
         strides: factors between levels: one integer, one per transition, or one per transition and axis.
-        convs_per_level: number of convolutions of an encoder level, and of a decoder level.
+        convs_per_level: number of convolutions of each encoder level: one integer, or one per level.
+        decoder_convs: the same for decoder levels; None: as the encoder level.
         padding: `"same"` keeps the size within a level, `"valid"` uses no pixel outside the image.
-        downsample: `"maxpool"` or `"conv"`, both with kernel = stride and thus with the same geometry.
+        downsample: `"maxpool"` or `"conv"`, both with kernel = stride and thus with the same geometry; `"strided"`: by
+            the first convolution of a level, which needs sizes that are multiples of the total stride.
         upsample: `"transposed"` (kernel = stride) or `"linear"` (half-pixel centres, `align_corners=False`).
         head_kernel_size: kernel of the output convolution: one integer, or one per axis.
         resize_output: whether a valid network's output is interpolated to the size of its input.
@@ -53,7 +55,8 @@ class UNetShapes:
         *,
         kernel_sizes: PerRow = 3,
         strides: PerRow = 2,
-        convs_per_level: int = 2,
+        convs_per_level: int | Sequence[int] = 2,
+        decoder_convs: int | Sequence[int] | None = None,
         padding: str = "same",
         downsample: str = "maxpool",
         upsample: str = "transposed",
@@ -62,21 +65,27 @@ class UNetShapes:
     ) -> None:
         choose("spatial_dims", spatial_dims, (2, 3))
         choose("padding", padding, ("same", "valid"))
-        choose("downsample", downsample, ("maxpool", "conv"))
+        choose("downsample", downsample, ("maxpool", "conv", "strided"))
         choose("upsample", upsample, ("transposed", "linear"))
         choose("resize_output", resize_output, (True, False))
         self.spatial_dims = spatial_dims
         self.levels = integer("levels", levels, least=2)
         self.kernel_sizes = per_row("kernel_sizes", kernel_sizes, levels, spatial_dims, "level")
         self.strides = per_row("strides", strides, levels - 1, spatial_dims, "transition between levels")
-        self.convs_per_level = integer("convs_per_level", convs_per_level)
+        self.convs_per_level = counts("convs_per_level", convs_per_level, levels, "level")
+        self.decoder_convs = self.convs_per_level[:-1]
+        if decoder_convs is not None:
+            self.decoder_convs = counts("decoder_convs", decoder_convs, levels - 1, "decoder level")
         self.padding = padding
         self.downsample = downsample
         self.upsample = upsample
         self.head_kernel_size = per_axis("head_kernel_size", head_kernel_size, spatial_dims)
         self.resize_output = resize_output
-        rows = {f"kernel_sizes[{i}]": (row, convs_per_level) for i, row in enumerate(self.kernel_sizes)}
-        for name, (row, convs) in {**rows, "head_kernel_size": (self.head_kernel_size, 1)}.items():
+        if downsample == "strided" and padding == "valid":
+            raise ConfigError('downsample "strided" needs padding "same"', received=padding)
+        rows = [(f"kernel_sizes[{i}]", row, self.convs_per_level[i]) for i, row in enumerate(self.kernel_sizes)]
+        rows += [(f"kernel_sizes[{i}]", self.kernel_sizes[i], convs) for i, convs in enumerate(self.decoder_convs)]
+        for name, row, convs in [*rows, ("head_kernel_size", self.head_kernel_size, 1)]:
             if any(k % 2 == 0 for k in row) and (padding == "same" or convs % 2):
                 raise ConfigError(
                     f"{name} must be odd: a level that loses an odd number of pixels has no centre", received=row
@@ -164,15 +173,15 @@ class UNetShapes:
         lost = [0 if self.padding == "same" else self._input(0, axis) for axis in range(self.spatial_dims)]
         return tuple((n - less) // s for n, less, s in zip(size, lost, self.total_stride, strict=True))
 
-    def _level_loss(self, level: int, axis: int) -> int:
-        """Return the pixels that the convolutions of one valid level remove, both sides together."""
-        return self.convs_per_level * (self.kernel_sizes[level][axis] - 1)
+    def _loss(self, level: int, axis: int, convs: int) -> int:
+        """Return the pixels that valid convolutions of one level remove, both sides together."""
+        return convs * (self.kernel_sizes[level][axis] - 1)
 
     def _input(self, bottom: int, axis: int) -> int:
         """Return the input size that leaves `bottom` pixels at the end of a valid network's coarsest level."""
-        n = bottom + self._level_loss(self.levels - 1, axis)
+        n = bottom + self._loss(self.levels - 1, axis, self.convs_per_level[-1])
         for level in reversed(range(self.levels - 1)):
-            n = n * self.strides[level][axis] + self._level_loss(level, axis)
+            n = n * self.strides[level][axis] + self._loss(level, axis, self.convs_per_level[level])
         return n
 
     def _output(self, bottom: int, axis: int) -> int:
@@ -181,7 +190,7 @@ class UNetShapes:
         for level in reversed(range(self.levels - 1)):
             stride = self.strides[level][axis]
             up_loss = 2 * (stride // 2) if self.upsample == "linear" else 0  # the outer half coarse pixels
-            n = n * stride - up_loss - self._level_loss(level, axis)
+            n = n * stride - up_loss - self._loss(level, axis, self.decoder_convs[level])
             if n < 1:
                 return 0
         return n - (self.head_kernel_size[axis] - 1)
@@ -191,6 +200,8 @@ class UNetShapes:
 
     def _accepted(self, size: int, axis: int) -> int:
         stride = self.total_stride[axis]
+        if self.downsample == "strided":
+            return round_up(size, stride)
         if self.padding == "same":
             return max(size, stride)
         smallest = self._input(self._smallest_bottom(axis), axis)
@@ -202,7 +213,7 @@ class UNetShapes:
         low, high = pixel - reach, pixel + reach
         wanted = []  # pixels of every encoder level's output that its skip connection needs
         for level in range(self.levels - 1):
-            reach, s = self._level_loss(level, axis) // 2, self.strides[level][axis]
+            reach, s = self._loss(level, axis, self.decoder_convs[level]) // 2, self.strides[level][axis]
             low, high = low - reach, high + reach
             wanted.append((low, high))
             if self.upsample == "linear":
@@ -211,11 +222,13 @@ class UNetShapes:
             else:
                 low, high = low // s, high // s
         for level in reversed(range(self.levels)):
-            reach = self._level_loss(level, axis) // 2
+            strided = self.downsample == "strided" and level > 0
+            reach = self._loss(level, axis, self.convs_per_level[level] - strided) // 2
             low, high = low - reach, high + reach
             if level > 0:
                 s, (skip_low, skip_high) = self.strides[level - 1][axis], wanted[level - 1]
-                low, high = min(low * s, skip_low), max(high * s + s - 1, skip_high)
+                reach = self.kernel_sizes[level][axis] // 2 if strided else 0  # of the convolution that downsamples
+                low, high = min(low * s - reach, skip_low), max(high * s + max(s - 1, reach), skip_high)
         return low, high
 
     def _sizes(self, size: Sequence[int]) -> PerAxis:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medunet.errors import ConfigError
 
-from .arguments import Option, PerRow, choose, integer, parse_option
+from .arguments import Option, PerRow, choose, counts, integer, parse_option
 from .blocks import ACTIVATIONS, NORMS, DecoderLevel, Style, initialise, named
 from .shapes import UNetShapes
 
@@ -43,12 +43,15 @@ class UNet(nn.Module):
         strides: factor between levels: one integer, one per transition, or one per transition and axis, such as
             `[[1, 2, 2], 2]` for thick slices.
         kernel_sizes: kernels: one integer, one per level, or one per level and axis.
-        convs_per_level: convolutions of each encoder and each decoder level.
+        convs_per_level: convolutions of each encoder level: one integer, or one per level, finest first.
+        decoder_convs: convolutions of each decoder level: one integer, or one per level, finest first; None: as the
+            encoder level.
         padding: `"same"`: zeros around every convolution; `"valid"`: no padding, as in the paper.
         norm: None, `"batch"`, `"instance"` (with scale and shift), `"group"` (8 groups), or a name with keywords of the
             torch layer, `["group", {"num_groups": 4}]`; between convolution and activation.
         act: MONAI's name for an activation, or name and keywords: `["leakyrelu", {"negative_slope": 0.1}]`.
-        downsample: `"maxpool"`, or `"conv"`: a convolution with kernel = stride, norm and activation.
+        downsample: `"maxpool"`; `"conv"`: a convolution with kernel = stride, norm and activation; or `"strided"`: the
+            first convolution of each level, as in nnU-Net. Sizes must then be multiples of `shapes.total_stride`.
         upsample: `"transposed"`: convolution with kernel = stride; `"linear"`: interpolation with half-pixel centres
             (`align_corners=False`, the same weights for every position of a tile), after a 1x1 convolution if
             `up_channels` needs fewer channels. Valid networks drop the half coarse pixel at the border that cannot be
@@ -57,7 +60,8 @@ class UNet(nn.Module):
             `"keep"`: in the convolutions after the concatenation (Cicek); `"before"`: in the last convolution of the
             coarser decoder level.
         widen_before_pool: all convolutions of an encoder level but the last have half its channels (Cicek).
-        block: `"plain"`, or `"residual"`: a shortcut around the convolutions of a level.
+        block: `"plain"`; `"residual"`: a shortcut around the convolutions of a level; or `"residual_encoder"`: a first
+            convolution, then a shortcut around each two convolutions of the encoder, as in nnU-Net's ResEnc networks.
         dropout: probability in training, on the two coarsest encoder levels.
         deep_supervision: number of additional heads, on the next coarser decoder levels; padded networks only.
         resize_output: interpolate a valid network's logits linearly to the size of its input.
@@ -90,7 +94,8 @@ class UNet(nn.Module):
         strides: PerRow = 2,
         *,
         kernel_sizes: PerRow = 3,
-        convs_per_level: int = 2,
+        convs_per_level: int | Sequence[int] = 2,
+        decoder_convs: int | Sequence[int] | None = None,
         padding: str = "same",
         norm: Option | None = None,
         act: Option = "relu",
@@ -109,7 +114,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         choose("up_channels", up_channels, ("halve", "keep", "before"))
-        choose("block", block, ("plain", "residual"))
+        choose("block", block, ("plain", "residual", "residual_encoder"))
         choose("out_activation", out_activation, (None, "sigmoid", "softmax"))
         choose("widen_before_pool", widen_before_pool, (True, False))
         choose("norm_after_up", norm_after_up, (True, False))
@@ -127,12 +132,19 @@ class UNet(nn.Module):
         self.in_channels = integer("in_channels", in_channels)
         self.out_channels = integer("out_channels", out_channels)
         self.deep_supervision = deep_supervision
+        convs = counts("convs_per_level", convs_per_level, len(widths), "level")
+        by_two = block == "residual_encoder"
+        if by_two and (widen_before_pool or any(count % 2 for count in convs)):
+            received = f"convs_per_level {list(convs)}, widen_before_pool {widen_before_pool}"
+            cause = 'block "residual_encoder" needs even convs_per_level, and no widen_before_pool'
+            raise ConfigError(cause, received=received)
         self.shapes = UNetShapes(
             spatial_dims,
             len(widths),
             kernel_sizes=kernel_sizes,
             strides=strides,
-            convs_per_level=convs_per_level,
+            convs_per_level=(convs[0] + 1, *convs[1:]) if by_two else convs,
+            decoder_convs=convs[:-1] if decoder_convs is None else decoder_convs,
             padding=padding,
             downsample=downsample,
             upsample=upsample,
@@ -167,14 +179,18 @@ class UNet(nn.Module):
         width = in_channels
         for level, (wide, kernel) in enumerate(zip(widths, kernels, strict=True)):
             narrow = wide // 2 if widen_before_pool else wide
-            convs = style.block([width, *(narrow,) * (convs_per_level - 1), wide], kernel)
+            stride = steps[level - 1] if level > 0 and downsample == "strided" else None
+            if by_two:
+                blocks = style.residual_blocks(width, wide, convs[level] // 2, kernel, stride, stem=level == 0)
+            else:
+                blocks = style.block([width, *(narrow,) * (convs[level] - 1), wide], kernel, stride)
             down: nn.Module = nn.Identity()
             if level > 0 and downsample == "conv":
                 down = style.unit(width, width, steps[level - 1], stride=steps[level - 1])
-            elif level > 0:
+            elif level > 0 and downsample == "maxpool":
                 down = style.layer("MaxPool")(steps[level - 1])
             drops = dropout > 0 and level >= len(widths) - DROPOUT_LEVELS
-            self.encoder.append(named(down=down, convs=convs, dropout=nn.Dropout(dropout) if drops else nn.Identity()))
+            self.encoder.append(named(down=down, convs=blocks, dropout=nn.Dropout(dropout) if drops else nn.Identity()))
             width = wide
 
         self.decoder = nn.ModuleList()
@@ -184,8 +200,9 @@ class UNet(nn.Module):
             above = wide if up_channels == "halve" else width
             last = widths[level - 1] if up_channels == "before" and level > 0 else wide
             up = style.up(width, above, steps[level])
-            convs = style.block([wide + above, *(wide,) * (convs_per_level - 1), last], kernels[level])
-            self.decoder.append(DecoderLevel(style, steps[level], up, convs))
+            count = self.shapes.decoder_convs[level]
+            blocks = style.block([wide + above, *(wide,) * (count - 1), last], kernels[level])
+            self.decoder.append(DecoderLevel(style, steps[level], up, blocks))
             width = last
             if 0 < level <= deep_supervision:
                 # inserted in front, so that coarse_heads.0 is the finest of them

@@ -13,8 +13,8 @@ from medunet.io.reader import PathLike
 
 TTA: dict[str, dict[str, Any]] = {
     "none": {"mirror_axes": [], "view_scales": []},
-    "mirror": {"mirror_axes": "$list(range(@spatial_dims))", "view_scales": []},
-    "views": {"mirror_axes": "$list(range(@spatial_dims))", "view_scales": [1.0, 1.15, 1.3]},
+    "mirror": {"mirror_axes": "@tta_axes", "view_scales": []},
+    "views": {"mirror_axes": "@tta_axes", "view_scales": [1.0, 1.15, 1.3]},
 }
 """Values by config id of each kind of test-time augmentation; the scales are those of plans for thin structures."""
 

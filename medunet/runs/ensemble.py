@@ -29,7 +29,7 @@ def write_ensemble(
     first = next(iter(runs.values()))
     configs = {name: read_json(first / "configs" / f"{name}.json") for name in WORKFLOWS}
     for name in ("evaluate", "inference"):
-        configs[name] = _with_rules(_with_members(configs[name], list(runs)), rules)
+        configs[name] = _with_rules(with_members(configs[name], list(runs)), rules)
     for name, config in configs.items():
         check_config(config, source=f"{name}.json")
     configs["metadata"] = read_json(first / "configs" / "metadata.json")
@@ -75,15 +75,18 @@ def rule_table(rules: Sequence[ClassRule]) -> list[list[str]]:
     return rows
 
 
-def _with_members(config: dict[str, Any], folds: list[int]) -> dict[str, Any]:
-    """Return a config with the ensemble in place of the network, in the same order of keys."""
+def with_members(config: dict[str, Any], folds: Sequence[int], activation: str = "@activation") -> dict[str, Any]:
+    """Return a config with the ensemble in place of the network, in the same order of keys.
+
+    Probabilities are averaged, or what `activation` names.
+    """
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key == "network_def":
-            changed |= {ENSEMBLE_FOLDS: folds, "member_def": value}
+            changed |= {ENSEMBLE_FOLDS: list(folds), "member_def": value}
             ensemble = {"_target_": "medunet.runtime.ensemble_of", "member": "@member_def"}
             ensemble["count"] = f"$len(@{ENSEMBLE_FOLDS})"
-            changed[key] = ensemble | ({"activation": "@activation"} if "activation" in config else {})
+            changed[key] = ensemble | ({"activation": activation} if "activation" in config else {})
         else:
             paths = [f"$@ckpt_dir + '/fold_{fold}.pt'" for fold in folds]
             changed[key] = paths if key == "ckpt_path" else value

@@ -18,7 +18,8 @@ class EnsembleLogits(nn.Module):
 
     Args:
         members: at least one network; of several outputs (deep supervision) the first is used.
-        activation: `softmax` over the classes, or `sigmoid` of each channel, as in the postprocessing.
+        activation: `softmax` over the classes, or `sigmoid` of each channel, as in the postprocessing; `none` averages
+            the logits, as nnU-Net does.
 
     Raises:
         ConfigError: no network, an unknown activation, or networks of different sizes.
@@ -36,7 +37,7 @@ class EnsembleLogits(nn.Module):
         if not shapes or any(other != shapes[0] for other in shapes):
             raise ConfigError("an ensemble needs one or more networks of the same sizes", received=len(shapes))
         self.members = nn.ModuleList(members)
-        self.activation = check_activation(activation)
+        self.activation = check_activation(activation, mean=True)
 
     @property
     def shapes(self) -> Any:

@@ -18,6 +18,7 @@ from medunet.networks import only_tensor
 from medunet.networks.arguments import choose
 
 from .autocast import DTYPES, exact_float32, resolve_dtype
+from .ensemble import EnsembleLogits
 from .folding import fold_batch_norm, use_onednn
 from .openvino import OpenVinoNetwork
 
@@ -105,6 +106,13 @@ class FastNetwork(nn.Module):
         """Sizes of the network."""
         return self.network.shapes
 
+    @property
+    def member_count(self) -> int:
+        """Networks whose logits are averaged, if they can be computed one by one; else 1."""
+        ensemble = self.network
+        separable = isinstance(ensemble, EnsembleLogits) and ensemble.activation == "none" and self.backend == "eager"
+        return len(ensemble.members) if separable else 1  # type: ignore[arg-type]
+
     def prepare(self, device: torch.device, *, in_channels: int, spatial_dims: int) -> None:
         """Make the private copy and compare it with the network, unless that was done for the current weights."""
         state = _state_of(self.network, device)
@@ -116,6 +124,7 @@ class FastNetwork(nn.Module):
         copied = convert_network(self.network, form)
         size = [CHECK_EDGE[spatial_dims]] * spatial_dims
         if (shapes := getattr(self.network, "shapes", None)) is not None:
+            size = [CHECK_EDGE[spatial_dims]] * len(shapes.total_stride)  # a 2D network may take slices of volumes
             size = shapes.input_for_output([max(n, 2 * s) for n, s in zip(size, shapes.total_stride, strict=True)])
         window = torch.randn(1, in_channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         if reason := disagreement(self.network, window, form, copied):
@@ -123,21 +132,28 @@ class FastNetwork(nn.Module):
             form, copied = UNCHANGED, self.network
         self.form, self._copy, self._state = form, [copied], state
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Map `(B, C, *spatial)` to the network's logits, in the number format of the form."""
+    def forward(self, image: torch.Tensor, member: int | None = None) -> torch.Tensor:
+        """Map `(B, C, *spatial)` to the network's logits, in the number format of the form.
+
+        With `member`, from 0 to less than `member_count`, these are the logits of one network of the ensemble.
+        """
+
+        def part(network: nn.Module) -> Any:
+            return network if member is None else network.members[member]  # type: ignore[index, union-attr]
+
         if self.training or image.device.type == "meta" or not image.is_floating_point():
-            return self.network(image)
+            return part(self.network)(image)
         self.prepare(image.device, in_channels=image.shape[1], spatial_dims=image.ndim - 2)
         form = self.form or UNCHANGED
         with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
-            logits = self._copy[0](convert_image(image, form))
+            logits = part(self._copy[0])(convert_image(image, form))
             # a sum needs no memory of the size of the logits
             if form.dtype != "float16" or only_tensor(logits).sum(dtype=torch.float32).isfinite():
                 return logits
             if not self._warned:
                 self._warned = True
                 logger.warning("float16 logits are not finite; such windows are computed again in float32")
-            return self.network(image.float())
+            return part(self.network)(image.float())
 
 
 def choose_form(

@@ -20,6 +20,7 @@ from .instances import instance_target as instance_target
 from .instances import objects_from_maps as objects_from_maps
 from .intensity import AboveThreshold as AboveThreshold
 from .intensity import BatchIntensity as BatchIntensity
+from .intensity import NonZero as NonZero
 from .intensity import NormalizeChannelsd as NormalizeChannelsd
 from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
@@ -31,6 +32,8 @@ from .labels import RegionMasksd as RegionMasksd
 from .labels import check_pairs as check_pairs
 from .labels import paint_regions as paint_regions
 from .labels import swapped_channels as swapped_channels
+from .resample import SplineSpacingd as SplineSpacingd
+from .resample import thick_axis as thick_axis
 from .spatial import RandDeformd as RandDeformd
 from .tensors import like as like
 from .tensors import plain as plain

@@ -9,24 +9,30 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform, RandScaleIntensityd, RandShiftIntensityd
+from scipy.ndimage import binary_fill_holes
 
-from medunet.errors import ConfigError
+from medunet.errors import ConfigError, DataError
+from medunet.networks.arguments import choose
 
 from .tensors import TensorTransform, like, plain
 
 SEED_LIMIT = 2**31 - 1  # exclusive bound of seeds for PyTorch: what NumPy's randint gives on every platform
 FIXED_NUMBERS = {"low", "high", "mean", "std"}
+SMALLEST_RANGE = 1e-8  # of a channel that is scaled to 0 ... 1, as in nnU-Net
+SCHEMES = ("masked", "minmax", "rgb", "none")
 
 
 class NormalizeChannelsd(TensorTransform):
-    """Clip and scale each channel by fixed numbers (CT) or by its own mean and standard deviation (everything else).
+    """Clip and scale each channel by fixed numbers (CT) or by its own values; all normalisations of nnU-Net.
 
     MONAI's `NormalizeIntensityd` takes numbers per channel, but does not clip and cannot mix the two.
 
     Args:
         keys: keys of images `(C, *spatial)`; the results are float32.
-        channels: per channel None for the image's own mean and standard deviation, or the fixed
-            ``{"low": ..., "high": ..., "mean": ..., "std": ...}``.
+        channels: per channel None for the image's own mean and standard deviation, the fixed
+            ``{"low": ..., "high": ..., "mean": ..., "std": ...}``, or a name. `masked`: mean and standard deviation of
+            the voxels where any channel is not 0, holes included; others stay 0. `minmax`: to 0 ... 1. `rgb`: divide
+            by 255. `none`: unchanged.
 
     Raises:
         ConfigError: unknown names, or an image with a different number of channels.
@@ -39,25 +45,59 @@ class NormalizeChannelsd(TensorTransform):
                 [-1.,  1.]])
     """
 
-    def __init__(self, keys: KeysCollection, channels: Sequence[Mapping[str, float] | None]) -> None:
+    def __init__(self, keys: KeysCollection, channels: Sequence[Mapping[str, float] | str | None]) -> None:
         super().__init__(keys)
         self.channels = tuple(channels)
         for numbers in self.channels:
-            if numbers is not None and numbers.keys() != FIXED_NUMBERS:
+            if isinstance(numbers, str):
+                choose("normalisation", numbers, SCHEMES)
+            elif numbers is not None and numbers.keys() != FIXED_NUMBERS:
                 expected = sorted(FIXED_NUMBERS)
                 raise ConfigError("invalid normalisation of a channel", received=dict(numbers), expected=expected)
 
     def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
         if len(values) != len(self.channels):
             raise ConfigError("wrong number of channels", received=len(values), expected=len(self.channels))
-        return torch.stack([_scaled(part, by) for part, by in zip(values.float(), self.channels, strict=True)])
+        mask = None
+        if "masked" in self.channels:
+            filled = binary_fill_holes((values != 0).any(dim=0).cpu().numpy())
+            mask = torch.from_numpy(filled).to(values.device)
+        return torch.stack([_scaled(part, by, mask) for part, by in zip(values.float(), self.channels, strict=True)])
 
 
-def _scaled(channel: torch.Tensor, numbers: Mapping[str, float] | None) -> torch.Tensor:
-    if numbers is not None:
+def _scaled(
+    channel: torch.Tensor, numbers: Mapping[str, float] | str | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    if numbers == "none":
+        return channel
+    if numbers == "rgb":
+        if channel.min() < 0 or channel.max() > 255:
+            received = f"{float(channel.min()):g} to {float(channel.max()):g}"
+            raise DataError("colours must be from 0 to 255", received=received)
+        return channel / 255
+    if numbers == "minmax":
+        channel = channel - channel.min()
+        return channel / channel.max().clamp(min=SMALLEST_RANGE)
+    if numbers == "masked" and mask is not None:
+        return torch.zeros_like(channel).masked_scatter_(mask, _scaled(channel[mask], None, None))
+    if isinstance(numbers, Mapping):
         return (channel.clamp(numbers["low"], numbers["high"]) - numbers["mean"]) / (numbers["std"] or 1.0)
     std, mean = torch.std_mean(channel, correction=0)
     return (channel - mean) / torch.where(std > 0, std, torch.ones_like(std))
+
+
+class NonZero:
+    """Selects voxels that are not 0, for `CropForegroundd(select_fn=...)`; all voxels if every one is 0.
+
+    Examples:
+        >>> NonZero()(torch.tensor([-1.0, 0.0])).tolist()
+        [True, False]
+    """
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """Return a mask of the shape of the image."""
+        mask = image != 0
+        return mask if bool(mask.any()) else torch.ones_like(mask)
 
 
 class AboveThreshold:
