@@ -95,21 +95,21 @@ class BlendedInferer(Inferer):
         for window in windows:
             total[window] += weights
         logits: torch.Tensor | None = None
-        places = [(index, window) for index in range(len(images)) for window in windows]
+        places: list[Any] = [(index, slice(None), *window) for index in range(len(images)) for window in windows]
         for start in range(0, len(places), self.batch_size):
             batch = places[start : start + self.batch_size]
-            parts = [padded[(index, slice(None), *window)] for index, window in batch]
-            output = only_tensor(self.window_inferer(torch.stack(parts), network, *args, **kwargs)).float() * weights
+            parts = torch.stack([padded[place] for place in batch])
+            output = only_tensor(self.window_inferer(parts, network, *args, **kwargs)).float() * weights
             if logits is None:
                 shape = (len(images), output.shape[1], *padded.shape[2:])
                 logits = torch.zeros(shape, dtype=torch.float16, device=images.device)
-            for (index, window), part in zip(batch, output, strict=True):
-                logits[(index, slice(None), *window)] += part
+            for place, part in zip(batch, output, strict=True):
+                logits[place] += part
         if logits is None:
             raise ConfigError("the batch has no image", received=tuple(images.shape))
-        inner = [slice(before, before + n) for (before, _), n in zip(sides, size, strict=True)]
+        inner: Any = (..., *(slice(before, before + n) for (before, _), n in zip(sides, size, strict=True)))
         logits /= total
-        return logits[(..., *inner)]
+        return logits[inner]
 
 
 def window_places(

@@ -139,7 +139,7 @@ class FastNetwork(nn.Module):
         """
 
         def part(network: nn.Module) -> Any:
-            return network if member is None else network.members[member]  # type: ignore[index, union-attr]
+            return network if member is None else network.members[member]  # type: ignore[index]
 
         if self.training or image.device.type == "meta" or not image.is_floating_point():
             return part(self.network)(image)

@@ -96,7 +96,8 @@ class NnunetModel:
     @property
     def normalisation(self) -> list[Any]:
         """The normalisation of each channel, as `NormalizeChannelsd` takes it."""
-        config, result = self.configuration, []
+        config = self.configuration
+        result: list[Any] = []
         numbers = self.plans["foreground_intensity_properties_per_channel"]
         masks = config["use_mask_for_norm"]
         for index, scheme in enumerate(config["normalization_schemes"]):
@@ -252,17 +253,13 @@ def _named(value: Any, known: Mapping[str, str], what: str, folder: Path, *, exa
     name = str(value).rpartition(".")[2]
     name = name if exact else re.sub(r"[23]d$", "", name)
     if name not in known:
-        remedy = "medunet's U-Net must express it first" if what == "network" else None
-        raise ConfigError(
-            f"unknown {what} in the plan", file=folder, received=value, expected=", ".join(known), remedy=remedy
-        )
+        raise ConfigError(f"unknown {what} in the plan", file=folder, received=value, expected=", ".join(known))
     return known[name]
 
 
 def _reject_folder(folder: Path) -> None:
     if any(any(folder.glob(pattern)) for pattern in V1_FILES):
-        remedy = "nnU-Net v2 cannot read it either: train it again with v2"
-        raise ConfigError("this is a model of nnU-Net v1", file=folder, remedy=remedy)
+        raise ConfigError("this is a model of nnU-Net v1", file=folder, remedy="train it again with nnU-Net v2")
     if not folder.is_dir():
         raise DataError("no such folder", file=folder)
     inner = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob("**/plans.json"))
