@@ -12,7 +12,6 @@ from monai.transforms import MapTransform, RandomizableTransform, RandScaleInten
 from scipy.ndimage import binary_fill_holes
 
 from medunet.errors import ConfigError, DataError
-from medunet.networks.arguments import choose
 
 from .tensors import TensorTransform, like, plain
 
@@ -49,9 +48,9 @@ class NormalizeChannelsd(TensorTransform):
         super().__init__(keys)
         self.channels = tuple(channels)
         for numbers in self.channels:
-            if isinstance(numbers, str):
-                choose("normalisation", numbers, SCHEMES)
-            elif numbers is not None and numbers.keys() != FIXED_NUMBERS:
+            if isinstance(numbers, str) and numbers not in SCHEMES:
+                raise ConfigError("unknown normalisation", received=numbers, expected=", ".join(SCHEMES))
+            if isinstance(numbers, Mapping) and numbers.keys() != FIXED_NUMBERS:
                 expected = sorted(FIXED_NUMBERS)
                 raise ConfigError("invalid normalisation of a channel", received=dict(numbers), expected=expected)
 

@@ -41,7 +41,7 @@ class TileSizes:
         stride = shapes.total_stride
         smallest = shapes.next_valid_input((1,) * shapes.spatial_dims)
         least = tuple(n + s for n, s in zip(smallest, stride, strict=True))
-        if shapes.padding == "same":  # any size: odd sizes are padded in the decoder
+        if shapes.padding == "same" and shapes.downsample != "strided":  # odd sizes are padded in the decoder
             return cls(least, (0,) * len(stride), (1,) * len(stride))
         return cls(least, tuple(n % s for n, s in zip(smallest, stride, strict=True)), stride)
 
@@ -130,7 +130,7 @@ class MeanLogits(nn.Module):
     def __init__(self, members: Sequence[nn.Module], *, activation: str) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self.is_softmax = activation == "softmax"
+        self.is_softmax, self.is_plain = activation == "softmax", activation == "none"
         self.least, self.eps = PROBABILITY_FLOOR, SIGMOID_FLOOR
 
     def forward(self, image: Tensor) -> Tensor:
@@ -138,8 +138,13 @@ class MeanLogits(nn.Module):
         shares: list[Tensor] = []
         for member in self.members:
             logits = member(image)
+            if self.is_plain:
+                shares.append(logits)
+                continue
             shares.append(torch.softmax(logits, dim=1) if self.is_softmax else torch.sigmoid(logits))
         mean = torch.stack(shares).mean(dim=0)
+        if self.is_plain:
+            return mean
         return mean.clamp_min(self.least).log() if self.is_softmax else torch.logit(mean, eps=self.eps)
 
 

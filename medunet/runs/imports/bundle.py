@@ -190,7 +190,7 @@ def _values(plan: NnunetModel, definition: dict[str, Any], first: Checkpoint) ->
         "mode": "@grid_modes",
     }
     normalize = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": plan.normalisation}
-    steps = ["@steps#crop_nonzero", "@steps#normalize", "@steps#resample"]
+    steps = ["@steps#crop_nonzero", "@steps#normalize", "@steps#spacing"]
     return {
         "in_channels": len(plan.channels),
         "label_values": list(plan.labels.labels.values()),
@@ -200,10 +200,11 @@ def _values(plan: NnunetModel, definition: dict[str, Any], first: Checkpoint) ->
         "regions_class_order": [region.written for region in regions],
         "network_def": definition,
         "patch_size": patch,
+        "tile_size": patch,
         "spacing_mm": plan.spacing,
         "steps::crop_nonzero": crop,
         "steps::normalize": normalize,
-        "steps::resample": spacing,
+        "steps::spacing": spacing,
         "image_steps": ["@steps#orient", *steps] if plan.reorient else steps,
         "mirror_inferer": {
             "_target_": "medunet.inferers.MirrorInferer",
