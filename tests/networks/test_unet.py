@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from medunet.errors import ConfigError
+from medunet.inferers import OverlapTileInferer
 from medunet.networks import UNet
 
 VARIANTS = {
@@ -103,6 +104,17 @@ def measured_radius(net):
 def test_receptive_radius_matches_gradients(padding, upsample, downsample, options):
     net = UNet(2, 1, 1, [1, 1, 1], padding=padding, upsample=upsample, downsample=downsample, **options)
     assert measured_radius(net) == net.shapes.receptive_radius
+
+
+@pytest.mark.parametrize("block", ["plain", "residual_encoder"])
+def test_tiles_of_a_network_with_strided_convolutions_reproduce_the_whole_image(block):
+    options = {"downsample": "strided", "block": block, "convs_per_level": [2, 2, 4], "decoder_convs": [1, 2]}
+    net = network(norm="batch", strides=[[1, 2], 2], **options).eval()
+    image = torch.rand(1, 1, 64, 160)
+    with torch.inference_mode():
+        whole = net(image)
+        tiled = OverlapTileInferer((48, 96))(image, net)
+    assert torch.allclose(whole, tiled, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,19 @@ def test_labels_equal_those_of_nnunet(name: str, tmp_path: Path) -> None:
         assert (labels != expected).mean() <= MOST_DIFFERENT
 
 
+@pytest.mark.slow
+def test_the_copy_in_the_tests_gives_the_labels_of_nnunet_itself(tmp_path: Path) -> None:
+    pytest.importorskip("nnunetv2", reason="nnU-Net is not installed")
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    options, spacing = CASES["cubic resampling in 3D"]
+    model, image = write_model(tmp_path, **options), scan((22, 30, 26))
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    labels = predictor.predict_single_npy_array(image[None].astype(np.float32), {"spacing": list(spacing)})
+    assert (labels != predict(model, image[None], spacing)).mean() <= MOST_DIFFERENT
+
+
 def test_pictures_in_colour_give_the_same_labels(tmp_path: Path) -> None:
     model = write_model(
         tmp_path,
