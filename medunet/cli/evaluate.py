@@ -29,6 +29,9 @@ CASES_HELP = (
 RUN_HELP = "A run, or a bundle with weights. Needs --data."
 RUN = typer.Argument(metavar="RUN", help=RUN_HELP, autocompletion=completion.runs)
 Cases = Literal["unseen", "validation", "all", "test"]
+REF_HELP = "Folder of reference label maps. Several, one per annotator: the agreement of every pair, and with --pred."
+TOLERANCE_HELP = "Tolerance of the normalised surface Dice in mm, pixels for pictures."
+SUBGROUPS_HELP = "CSV file with the column case and others, such as site or sex: name the weakest subgroup."
 INSTANCES_HELP = "With --pred: the label maps number objects, so objects are compared. A run knows it."
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
 OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
@@ -59,17 +62,20 @@ OBJECT_ROWS = {
     "medunet evaluate runs/mine --data DATA --cases test -o test_scores",
     "medunet evaluate --pred results --ref DATA/labelsTs --labels liver=1,tumour=2",
     "medunet evaluate --pred results --ref DATA/labels --instances",
+    "medunet evaluate --ref reader_1 --ref reader_2 --tolerance 2",
 )
 @with_json("evaluate")
 def evaluate(
     bundle: Annotated[str | None, RUN] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled data set to predict and evaluate.")] = None,
     pred: Annotated[Path | None, typer.Option(help="Folder of predicted label maps.")] = None,
-    ref: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
+    ref: Annotated[list[Path] | None, typer.Option(help=REF_HELP)] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
     cases: Annotated[Cases | None, typer.Option(help=CASES_HELP)] = None,
     instances: Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
+    tolerance: Annotated[float, typer.Option(min=0, metavar="MM", help=TOLERANCE_HELP)] = 1.0,
+    subgroups: Annotated[Path | None, typer.Option(metavar="FILE", help=SUBGROUPS_HELP)] = None,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
     tta: opt.Tta = None,
     device: opt.Device = "auto",
@@ -77,22 +83,27 @@ def evaluate(
     force: opt.Force = False,
 ) -> None:
     """Evaluate a run on labelled images, or compare a folder of predictions with references."""
-    for path in (data, pred, ref):
+    for path in (data, pred, subgroups, *(ref or ())):
         require_path(path)
     if output is not None:
         check_target(output)
-    from_files = pred is not None or ref is not None or labels is not None or instances
+    from_files = pred is not None or ref or labels is not None or instances
+    folders = [*(() if pred is None else (pred,)), *(ref or ())]
+    scoring: dict[str, Any] = {"em": em, "force": force, "tolerance_mm": tolerance, "subgroups": subgroups}
     if bundle is not None and data is not None and not from_files:
         folder = find_bundle(bundle)
         from medunet.runs import evaluate_bundle
 
-        options: dict[str, Any] = {"section": cases, "tta": tta, "device": device, "em": em}
-        result = evaluate_bundle(folder, data, output, trust=trust, force=force, **options)
-    elif pred is not None and ref is not None and (bundle, data, cases, tta) == (None,) * 4:
-        options = {"labels": parse_labels(labels), "instances": instances, "em": em, "force": force}
-        from medunet.runs import evaluate_folders
+        options: dict[str, Any] = {"section": cases, "tta": tta, "device": device}
+        result = evaluate_bundle(folder, data, output, trust=trust, **options, **scoring)
+    elif ref and len(folders) > 1 and (bundle, data, cases, tta) == (None,) * 4:
+        options = {"labels": parse_labels(labels), "instances": instances, **scoring}
+        from medunet.runs import compare_annotators, evaluate_folders
 
-        result = evaluate_folders(pred, ref, output, **options)
+        if len(ref) > 1:
+            _show_agreement(compare_annotators(folders, output or Path("agreement"), **options))
+            return
+        result = evaluate_folders(folders[0], ref[0], output, **options)
     else:
         files = "--pred DIR --ref DIR [--labels NAME=VALUE,... | --instances]"
         raise ConfigError(f"evaluate needs either RUN --data DATA [--cases CASES] [--tta TTA], or {files}")
@@ -134,17 +145,57 @@ def _show(result: Summary) -> None:
         console.print(f"[yellow]warning[/] evaluated cases that were trained on: {escape(shown(trained_on))}")
     if left_out := result.get("left_out"):
         console.print(f"left out, because the run was trained on them: {escape(shown(left_out))}")
+    for column, values in result.get("subgroups", {}).items():
+        table = Table(escape(column), "cases", "mean Dice", "95 % interval")
+        for value, one in values.items():
+            table.add_row(escape(value), str(one["n"]), f"{one['mean']:.4f}", _interval(one))
+        opt.wide_console().print(table)
+    if weakest := result.get("weakest"):
+        console.print(escape(f"weakest subgroup: {weakest['column']} {weakest['value']}"))
     typer.echo(f"tables: {result['folder']}")
 
 
+def _show_agreement(result: dict[str, Any]) -> None:
+    """Print a row per pair of annotators and class."""
+    print_json(**result)
+    table = Table("pair", "class", "cases", "Dice", "95 % interval", "surface Dice", "lesion F1")
+    for pair, summary in result["agreement"].items():
+        for name, entry in summary["classes"].items():
+            scores = [entry["scores"][key] for key in ("dice", "nsd", "lesion_f1") if key in entry["scores"]]
+            dice, *others = scores
+            cells = [f"{dice['n']}", f"{dice['mean']:.4f}", _interval(dice), *(f"{one['mean']:.4f}" for one in others)]
+            table.add_row(escape(pair), escape(name), *cells)
+    opt.wide_console().print(table)
+    typer.echo(f"tables: {result['folder']}")
+
+
+def _interval(statistics: Statistics) -> str:
+    return f"{statistics['low']:.4f} to {statistics['high']:.4f}"
+
+
 def _show_classes(result: Summary, count: int, unit: str) -> None:
-    columns = ("class", "Dice", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}", "missed", "spurious")
+    columns: tuple[str, ...] = (
+        "class",
+        "Dice",
+        "95 % interval",
+        "median",
+        "IoU",
+        f"HD95 {unit}",
+        f"surface distance {unit}",
+    )
+    columns += (f"surface Dice {result.get('tolerance_mm', 1):g} {unit}", "size error %", "missed", "spurious")
+    is_lesions = any(entry["scores"]["lesions_ref"]["mean"] > 1 for entry in result["classes"].values())
+    columns += ("lesion F1", "lesion sensitivity", "false lesions per case") if is_lesions else ()
     table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
     for name, entry in result["classes"].items():
         scores, status = entry["scores"], entry["status"]
-        cells = [_cell(scores["dice"], 4, count), f"{scores['dice']['median']:.4f}", _cell(scores["iou"], 4, count)]
+        dice = scores["dice"]
+        cells = [_cell(dice, 4, count), _interval(dice), f"{dice['median']:.4f}", _cell(scores["iou"], 4, count)]
         cells += [_cell(scores[key], 2, count) for key in ("hd95_mm", "msd_mm")]
-        table.add_row(escape(name), *cells, str(status["missed"]), str(status["spurious"]))
+        cells += [_cell(scores["nsd"], 4, count), _cell(scores["size_error_percent"], 1, count)]
+        cells += [str(status["missed"]), str(status["spurious"])]
+        lesions = ("lesion_f1", "lesion_sensitivity", "lesions_fp") if is_lesions else ()
+        table.add_row(escape(name), *cells, *(_cell(scores[key], 2, count) for key in lesions))
     opt.wide_console().print(table)
     opt.plain_console().print(f"mean Dice of the classes: {result['mean_dice']:.4f}")
 

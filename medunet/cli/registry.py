@@ -33,7 +33,7 @@ RESUME = {
 EVERYWHERE = "Every command"
 # panels of the help pages, by the name of a command's argument
 PANELS = {
-    "Data": "data instances fold folds split group_by skip_bad cases labels pred ref dims "
+    "Data": "data instances fold folds split group_by skip_bad cases labels pred ref tolerance subgroups dims "
     "query image images masks compare studies modality folder",
     "Training": "epochs init_from resume time trials set_range",
     "Configuration": "settings preset",

@@ -23,6 +23,7 @@ from .evaluation import summarise as summarise
 from .instances import Overlaps as Overlaps
 from .instances import add_counts as add_counts
 from .instances import count_objects as count_objects
+from .instances import lesion_scores as lesion_scores
 from .instances import object_scores as object_scores
 from .instances import overlaps as overlaps
 from .measurements import growth as growth

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TypedDict, cast
 
 import numpy as np
+import numpy.typing as npt
 from typing_extensions import NotRequired
 
 from medunet.errors import ConfigError, DataError
 
 from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
 from .em import em_scores
-from .instances import add_counts, count_objects, object_scores, scores_by_size
+from .instances import add_counts, count_objects, lesion_scores, object_scores, scores_by_size
 from .overlap import Status, count_voxels, dice_from_counts, iou_from_counts, status_from_counts
+from .paired import CONFIDENCE, RESAMPLES
 from .surface import surface_distances
 
 MM3_PER_ML = 1000.0
+TOLERANCE_MM = 1.0  # of the normalised surface Dice; it should be the disagreement of annotators
 BACKGROUND = "background"  # name of the background label; without it, value 0 is the background
 
 
@@ -32,10 +36,18 @@ class ClassScores(TypedDict):
     iou: float
     hd95_mm: NotRequired[float]
     msd_mm: NotRequired[float]
+    nsd: NotRequired[float]  # normalised surface Dice at the tolerance
+    lesions_ref: NotRequired[int]  # the five scores of `medunet.metrics.lesion_scores`
+    lesions_pred: NotRequired[int]
+    lesions_fp: NotRequired[int]
+    lesion_sensitivity: NotRequired[float]
+    lesion_f1: NotRequired[float]
     volume_pred_ml: NotRequired[float]
     volume_ref_ml: NotRequired[float]
     area_pred_mm2: NotRequired[float]
     area_ref_mm2: NotRequired[float]
+    size_error_percent: NotRequired[float]  # (prediction - reference) / reference
+    size_abs_error_percent: NotRequired[float]
 
 
 class CaseScores(TypedDict):
@@ -57,9 +69,14 @@ class ObjectSummary(TypedDict):
 
 
 class Statistics(TypedDict):
-    """Mean, median and sample standard deviation (NaN for one case) over the `n` cases that have the score."""
+    """Mean, median and sample standard deviation (NaN for one case) over the `n` cases that have the score.
+
+    `low` and `high` are the ends of the 95 % interval of the mean: percentiles of its bootstrap over patients.
+    """
 
     mean: float
+    low: float
+    high: float
     median: float
     std: float
     n: int
@@ -76,6 +93,9 @@ class Summary(TypedDict):
     """Statistics over cases."""
 
     cases: int
+    tolerance_mm: NotRequired[float]  # of the normalised surface Dice
+    subgroups: NotRequired[dict[str, dict[str, Statistics]]]  # mean Dice of the cases by column and value
+    weakest: NotRequired[dict[str, str]]  # column and value of the subgroup with the lowest mean Dice
     mean_dice: float  # mean over classes of the mean over cases (nnU-Net's foreground mean)
     classes: dict[str, ClassSummary]
     em: NotRequired[dict[str, Statistics]]
@@ -99,6 +119,7 @@ def evaluate_case(
     labels: Mapping[str, int],
     regions: Mapping[str, Sequence[int]] | None = None,
     em: bool | str = False,
+    tolerance_mm: float = TOLERANCE_MM,
     name: str = "",
 ) -> CaseScores:
     """Compare a predicted label map with the reference, class by class.
@@ -111,6 +132,7 @@ def evaluate_case(
         regions: values of their union by name, for classes that overlap; they are scored instead of the labels.
         em: also compute the scores of the ISBI 2012 challenge (2D): the name of the class that is the cells'
             interior, or True if there is only one class.
+        tolerance_mm: of the normalised surface Dice.
         name: the case's name, for tables.
 
     Raises:
@@ -141,7 +163,7 @@ def evaluate_case(
     _check_values(pred_box, labels=labels, of="prediction")
     _check_values(ref_box, labels=labels, of="reference")
     scored = regions or {label: (value,) for label, value in values.items()}
-    classes = {label: _class_scores(pred_box, ref_box, union, spacing) for label, union in scored.items()}
+    classes = {label: _class_scores(pred_box, ref_box, union, spacing, tolerance_mm) for label, union in scored.items()}
     scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
     if em:
         interior = values[_interior_class(em, values=values, spatial_dims=spatial_dims)]
@@ -194,7 +216,7 @@ def evaluate_objects(
     return CaseScores(name=name, mean_dice=mean_dice, mean_ap=mean_ap, classes=classes, objects=counts)
 
 
-def summarise(results: Sequence[CaseScores]) -> Summary:
+def summarise(results: Sequence[CaseScores], *, groups: Mapping[str, str] | None = None) -> Summary:
     """Return mean, median and standard deviation of each score over cases, and the overall mean Dice.
 
     NaN is left out (`medunet.metrics.overlap` explains why); `n` is the number of cases of a statistic, and `status`
@@ -202,23 +224,26 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
 
     Args:
         results: what `evaluate_case` returned for each case; they may differ in their classes.
+        groups: patient of each case by name, for the intervals; a case without one is a patient.
     """
     classes: dict[str, ClassSummary] = {}
     for label in dict.fromkeys(label for result in results for label in result["classes"]):
-        entries = [result["classes"][label] for result in results if label in result["classes"]]
+        having = [result for result in results if label in result["classes"]]
+        entries = [result["classes"][label] for result in having]
+        patients = [(groups or {}).get(result["name"], result["name"]) for result in having]
         keys = dict.fromkeys(key for entry in entries for key in entry if key != "status")
         status: dict[Status, int] = {"both": 0, "missed": 0, "spurious": 0, "absent": 0}
         for entry in entries:
             status[entry["status"]] += 1
         classes[label] = ClassSummary(
-            scores={key: _statistics(float(entry.get(key, math.nan)) for entry in entries) for key in keys},  # type: ignore[arg-type] # never "status"
+            scores={key: statistics([float(e.get(key, math.nan)) for e in entries], patients) for key in keys},  # type: ignore[arg-type] # never "status"
             status=status,
         )
     mean_dice = _mean(entry["scores"]["dice"]["mean"] for entry in classes.values())
     summary = Summary(cases=len(results), mean_dice=mean_dice, classes=classes)
     em = [result["em"] for result in results if "em" in result]
     if em:
-        summary["em"] = {key: _statistics(entry.get(key, math.nan) for entry in em) for key in em[0]}
+        summary["em"] = {key: statistics([entry.get(key, math.nan) for entry in em]) for key in em[0]}
     if objects := [result["objects"] for result in results if "objects" in result]:
         summary["instances"] = True
         summary["mean_ap"] = _mean(entry["scores"]["mean_ap"]["mean"] for entry in classes.values())
@@ -230,7 +255,9 @@ def summarise(results: Sequence[CaseScores]) -> Summary:
     return summary
 
 
-def _class_scores(pred: Array, ref: Array, values: Sequence[int], spacing_mm: tuple[float, ...]) -> ClassScores:
+def _class_scores(
+    pred: Array, ref: Array, values: Sequence[int], spacing_mm: tuple[float, ...], tolerance_mm: float
+) -> ClassScores:
     """Score the union of some values in two label maps."""
     pred_mask, ref_mask = (
         labels == values[0] if len(values) == 1 else np.isin(labels, values) for labels in (pred, ref)
@@ -243,13 +270,16 @@ def _class_scores(pred: Array, ref: Array, values: Sequence[int], spacing_mm: tu
         iou=iou_from_counts(*counts),
         hd95_mm=distances.hausdorff(),
         msd_mm=distances.mean(),
+        nsd=0.0 if any(counts[:2]) and not all(counts[:2]) else distances.share_within(tolerance_mm),
     )
     in_pred, in_ref = (count * math.prod(spacing_mm) for count in counts[:2])
     if len(spacing_mm) == 3:
         scores["volume_pred_ml"], scores["volume_ref_ml"] = in_pred / MM3_PER_ML, in_ref / MM3_PER_ML
     else:
         scores["area_pred_mm2"], scores["area_ref_mm2"] = in_pred, in_ref
-    return scores
+    error = 100 * (in_pred - in_ref) / in_ref if in_ref else math.nan
+    scores["size_error_percent"], scores["size_abs_error_percent"] = error, abs(error)
+    return cast("ClassScores", {**scores, **lesion_scores(pred_mask, ref_mask)})
 
 
 def _of_class(array: Array, classes: Mapping[int, int], value: int) -> Array:
@@ -276,12 +306,28 @@ def _interior_class(em: bool | str, *, values: Mapping[str, int], spatial_dims: 
 
 
 def _mean(numbers: Iterable[float]) -> float:
-    return _statistics(numbers)["mean"]
+    return statistics(list(numbers))["mean"]
 
 
-def _statistics(numbers: Iterable[float]) -> Statistics:
-    values = np.array([number for number in numbers if not math.isnan(number)])
+def statistics(numbers: Sequence[float], groups: Sequence[str] | None = None) -> Statistics:
+    """Return the statistics of a score; `groups` has the patient of each number. NaN is left out."""
+    known = ~np.isnan(np.asarray(numbers, dtype=np.float64))
+    values = np.asarray(numbers, dtype=np.float64)[known]
     if values.size == 0:
-        return Statistics(mean=math.nan, median=math.nan, std=math.nan, n=0)
+        return Statistics(mean=math.nan, low=math.nan, high=math.nan, median=math.nan, std=math.nan, n=0)
+    patients = np.asarray(groups)[known] if groups is not None else np.arange(values.size)
+    _, places = np.unique(patients, return_inverse=True)
+    low = high = math.nan
+    if (count := int(places.max()) + 1) > 1:
+        weights = _resamples(count)
+        means = (weights @ np.bincount(places, weights=values)) / (weights @ np.bincount(places))
+        low, high = (float(end) for end in np.percentile(means, CONFIDENCE))
     std = float(values.std(ddof=1)) if values.size > 1 else math.nan
-    return Statistics(mean=float(values.mean()), median=float(np.median(values)), std=std, n=int(values.size))
+    mean, median = float(values.mean()), float(np.median(values))
+    return Statistics(mean=mean, low=low, high=high, median=median, std=std, n=int(values.size))
+
+
+@lru_cache(maxsize=8)
+def _resamples(count: int) -> npt.NDArray[np.float64]:
+    """Return how often each of `count` patients is drawn, in each row of a bootstrap."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES).astype(np.float64)

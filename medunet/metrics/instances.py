@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import ndimage, sparse
 
 from medunet.errors import DataError
 
@@ -36,6 +36,7 @@ from .arrays import Array, ArrayOrTensor, as_pair
 THRESHOLDS = tuple(range(50, 100, 5))  # IoU in percent
 DIAMETERS = (0, 8, 16, 32, 64, 128)  # smallest diameter of each size of objects, in pixels of a disc or ball as large
 SIZES = tuple(f"{low}-{high}" if high else f">={low}" for low, high in itertools.zip_longest(DIAMETERS, DIAMETERS[1:]))
+LESION_IOU = 0.1  # of a lesion that counts as found, as in nnDetection (Baumgartner et al., MICCAI 2021)
 DET_MERGE, DET_MISSED, DET_SPURIOUS = 5, 10, 1  # weights of the Cell Tracking Challenge's detection errors
 
 Ids = npt.NDArray[np.int64]
@@ -191,6 +192,27 @@ def object_scores(counts: Mapping[str, float]) -> dict[str, float]:
         "det": 1 - min(1.0, _share(penalty, DET_MISSED * ref)) if ref else math.nan,
         **{error: counts[error] for error in ("missed", "spurious", "merged", "split")},
     }
+
+
+def lesion_scores(pred: Array, ref: Array) -> dict[str, float]:
+    """Return how well the lesions of a mask, its pieces that touch at most at a corner, are detected.
+
+    A lesion is found if a predicted one has an IoU of at least `LESION_IOU` with it, one to one. `lesions_fp` is the
+    number of predicted lesions without a partner. Sensitivity is NaN without a lesion in the reference, F1 without any.
+
+    Examples:
+        >>> scores = lesion_scores(np.array([1, 1, 0, 0, 1, 0, 1]), np.array([1, 0, 0, 0, 0, 0, 1]))
+        >>> scores["lesions_fp"], scores["lesion_sensitivity"], scores["lesion_f1"]
+        (1, 1.0, 0.8)
+    """
+    pieces = [ndimage.label(mask, np.ones((3,) * mask.ndim))[0] for mask in (pred, ref)]
+    table = overlaps(*pieces)
+    pairs, shape = table.iou >= LESION_IOU, (len(table.pred_ids), len(table.ref_ids))
+    graph = sparse.csr_array((np.ones(pairs.sum()), (table.pred[pairs], table.ref[pairs])), shape=shape)
+    found = int((sparse.csgraph.maximum_bipartite_matching(graph) >= 0).sum()) if pairs.any() else 0
+    n_pred, n_ref = shape
+    counts = {"lesions_ref": n_ref, "lesions_pred": n_pred, "lesions_fp": n_pred - found}
+    return {**counts, "lesion_sensitivity": _share(found, n_ref), "lesion_f1": _share(2 * found, n_pred + n_ref)}
 
 
 def scores_by_size(counts: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -15,7 +15,7 @@ MIN_PAIRS = 6  # with fewer differing cases the exact two-sided test cannot reac
 RESAMPLES = 4000
 CONFIDENCE = (2.5, 97.5)  # percentiles of the bootstrapped means
 
-_LOWER_IS_BETTER = {"loss", "hd95", "msd", "seconds", "wait", "error", "warping"}  # words in the names of metrics
+_LOWER_IS_BETTER = {"loss", "hd95", "msd", "seconds", "wait", "error", "warping", "fp"}  # words in the names of metrics
 _OVERLAP = re.compile(r"(best_|kept_|out_of_fold_)*(val_)?(mean_)?(dice|iou)(_|$)")  # the name of a class may follow
 
 

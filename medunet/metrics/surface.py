@@ -40,6 +40,14 @@ class SurfaceDistances(NamedTuple):
         both = np.concatenate(self)
         return float(both.mean()) if both.size else math.nan
 
+    def share_within(self, tolerance_mm: float) -> float:
+        """Return the normalised surface Dice (Nikolov et al. 2021); NaN if a surface is missing.
+
+        It is the share of the surface voxels of both masks within the tolerance from the other surface, as in MONAI.
+        """
+        both = np.concatenate(self)
+        return float((both <= tolerance_mm).mean()) if both.size else math.nan
+
 
 def surface_distances(pred: ArrayOrTensor, ref: ArrayOrTensor, *, spacing_mm: Sequence[float]) -> SurfaceDistances:
     """Measure the distances between the surfaces of two masks.

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from medunet.io import Volume, is_structure_file, read_header, read_label, read_
 from medunet.io.object_table import OBJECT_FILES
 from medunet.io.objects import classes_of_objects, object_numbers
 from medunet.metrics import CaseScores, evaluate_case, evaluate_objects
+from medunet.metrics.evaluation import TOLERANCE_MM
 from medunet.transforms import clean_labels, clean_regions
 
 from .rules import ClassRule, by_region, by_value
@@ -80,6 +82,7 @@ def evaluate_pairs(
     rules: Iterable[ClassRule] = (),
     ignore: int | None = None,
     instances: bool = False,
+    tolerance_mm: float = TOLERANCE_MM,
     failed: dict[str, str] | None = None,
 ) -> Iterator[CaseScores]:
     """Compute the scores of each pair.
@@ -92,12 +95,14 @@ def evaluate_pairs(
         rules: clean predictions before they are compared; with regions, one rule per region.
         ignore: value of reference voxels that do not count.
         instances: compare objects: the values are object numbers, and `labels` has the classes of the objects.
+        tolerance_mm: of the normalised surface Dice.
         failed: gets the reason by name for each pair that cannot be compared; None raises the error.
 
     Raises:
         GeometryError: prediction and reference have different grids.
         DataError: an unreadable file or an unexpected value.
     """
+    options: dict[str, Any] = {"tolerance_mm": tolerance_mm}
     rules, background = tuple(rules), next(iter(labels.values()), 0)
     for pair in pairs:
         try:
@@ -117,7 +122,7 @@ def evaluate_pairs(
                 unknown = ref == ignore
                 pred, ref = np.where(unknown, background, pred), np.where(unknown, background, ref)
             scores = evaluate_case(
-                pred, ref, spacing_mm=spacing_mm, labels=labels, regions=regions, em=em, name=pair.name
+                pred, ref, spacing_mm=spacing_mm, labels=labels, regions=regions, em=em, name=pair.name, **options
             )
         except (DataError, GeometryError) as error:
             if failed is None:

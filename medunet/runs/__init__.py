@@ -1,5 +1,6 @@
 """Runs: train, cross-validate, evaluate, report and join bundles."""
 
+from .evaluate import compare_annotators as compare_annotators
 from .evaluate import evaluate_bundle as evaluate_bundle
 from .evaluate import evaluate_folders as evaluate_folders
 from .folds import CrossValidation as CrossValidation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,12 @@ from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import claim, require_new
 from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
-from medunet.metrics.evaluation import BACKGROUND
+from medunet.metrics.evaluation import BACKGROUND, TOLERANCE_MM
 from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
+from medunet.runs.subgroups import read_subgroups, score_subgroups
 from medunet.trust import require_trust
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def evaluate_bundle(
     tta: str | None = None,
     trust: bool = False,
     force: bool = True,
+    tolerance_mm: float = TOLERANCE_MM,
+    subgroups: Path | None = None,
 ) -> Summary:
     """Predict labelled images with a bundle and evaluate the result on the source grid.
 
@@ -60,6 +64,8 @@ def evaluate_bundle(
         tta: test-time augmentation, `none`, `mirror` or `views`; None: as the bundle says.
         trust: approve a bundle that could run its own code.
         force: replace an earlier evaluation in `output`, which is an error otherwise.
+        tolerance_mm: of the normalised surface Dice.
+        subgroups: CSV file with the column `case` and others; the scores of each value of a column are compared.
 
     Returns:
         Statistics of the evaluated cases. `failed_cases` has the reason by name of each other case, `trained_on` the
@@ -96,6 +102,7 @@ def evaluate_bundle(
         }
         labels, regions = class_values(config), region_values(config)
         options = {"dims": dataset.spatial_dims, "em": em, "ignore": dataset.ignore, "instances": instances}
+        options |= {"groups": dataset.groups, "tolerance_mm": tolerance_mm, "subgroups": subgroups}
         return measure(pairs, labels, output, failed=failed, facts=facts, regions=regions, **options)
 
 
@@ -166,6 +173,8 @@ def evaluate_folders(
     instances: bool = False,
     em: bool | None = None,
     force: bool = True,
+    tolerance_mm: float = TOLERANCE_MM,
+    subgroups: Path | None = None,
 ) -> Summary:
     """Evaluate label maps against the references of the same names.
 
@@ -179,6 +188,8 @@ def evaluate_folders(
             declares it.
         em: also compute the ISBI 2012 scores; None computes them for 2D data with two labels.
         force: replace an earlier evaluation in `output`, which is an error otherwise.
+        tolerance_mm: of the normalised surface Dice.
+        subgroups: CSV file with the column `case` and others; the scores of each value of a column are compared.
 
     Returns:
         Statistics of the evaluated cases; `failed_cases` has the reason by name of each other case.
@@ -192,6 +203,8 @@ def evaluate_folders(
     require_new(output / JSON_NAME, force=force)
     manifest = references.resolve().parent / MANIFEST
     content = load_manifest(manifest) if manifest.is_file() else {}
+    groups = {str(case): str(group) for case, group in dict(content.get("groups") or {}).items()}
+    scoring: dict[str, Any] = {"groups": groups, "tolerance_mm": tolerance_mm, "subgroups": subgroups}
     if are_instances(content, manifest, instances=instances):
         if labels is not None:
             raise ConfigError("labels name the values of classes, but the values are object numbers", received=labels)
@@ -201,7 +214,7 @@ def evaluate_folders(
         numbered = [replace(pair, classes=case.classes) for pair, case in zip(found, cases, strict=True)]
         classes = class_labels(cases, labels_of(content, manifest), manifest)
         with claim(output):
-            return measure(numbered, classes, output, dims=2, em=False, instances=True)
+            return measure(numbered, classes, output, dims=2, em=False, instances=True, **scoring)
     values: dict[Path, tuple[int, ...]] = {}
     pairs: list[Pair] = []
     failed: dict[str, str] = {}
@@ -229,7 +242,33 @@ def evaluate_folders(
         raise DataError("predictions and references are all background", file=predictions)
     dims = 2 if pairs[0].ref.suffix.lower() in PICTURES else 3
     with claim(output):
-        return measure(pairs, labels, output, dims=dims, em=em, failed=failed)
+        return measure(pairs, labels, output, dims=dims, em=em, failed=failed, **scoring)
+
+
+def compare_annotators(folders: Sequence[Path], output: Path, **options: Any) -> dict[str, Any]:
+    """Evaluate every pair of folders, such as predictions and the labels of several annotators.
+
+    Args:
+        folders: label maps, with equal names of cases; the second folder of a pair is its reference.
+        output: gets a folder of tables per pair.
+        **options: keyword arguments of `evaluate_folders`.
+
+    Returns:
+        `agreement`: the summary of each pair by its name, such as `reader_1 reader_2`.
+
+    Raises:
+        ConfigError: two folders have the same name.
+    """
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise ConfigError("the folders of annotators must have different names", received=", ".join(names))
+    agreement = {
+        f"{one.resolve().name} {other.resolve().name}": evaluate_folders(
+            one, other, output / f"{one.resolve().name}_{other.resolve().name}", **options
+        )
+        for one, other in itertools.combinations(folders, 2)
+    }
+    return {"agreement": agreement, "folder": str(output)}
 
 
 def _refuse_undeclared(*values: Mapping[Path, Collection[int]]) -> None:
@@ -259,6 +298,9 @@ def measure(
     instances: bool = False,
     failed: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
+    groups: Mapping[str, str] | None = None,
+    tolerance_mm: float = TOLERANCE_MM,
+    subgroups: Path | None = None,
 ) -> Summary:
     """Postprocess the predictions of pairs by rules, evaluate the pairs and write the tables.
 
@@ -266,11 +308,17 @@ def measure(
     """
     failed = dict(failed or {})
     options: dict[str, Any] = {"regions": regions, "rules": rules, "ignore": ignore, "instances": instances}
+    options["tolerance_mm"] = tolerance_mm
+    columns = {} if subgroups is None else read_subgroups(subgroups, [pair.name for pair in pairs])
     options["em"] = (dims == 2 and len(labels) == 2 and not instances) if em is None else em
     results = list(evaluate_pairs(pairs, labels=labels, failed=failed, **options))
     if not results:
         raise DataError("no case could be evaluated", file=output, received="; ".join(failed.values()) or "no case")
-    summary = summarise(results)
+    summary = summarise(results, groups=groups)
+    if not instances:
+        summary["tolerance_mm"] = tolerance_mm
+    if columns:
+        summary["subgroups"], summary["weakest"] = score_subgroups(results, columns, groups or {})
     summary.update(facts or {})  # type: ignore[typeddict-item] # keys of Summary
     if failed:
         summary["failed_cases"] = dict(sorted(failed.items()))

@@ -265,7 +265,7 @@ def _join(
         return CrossValidation(output, outcomes, failed_cases=failed)
     labels, regions = class_values(config), region_values(config)
     scoring: dict[str, Any] = {"regions": regions, "dims": dataset.spatial_dims, "ignore": dataset.ignore}
-    scoring["instances"] = dataset.instances
+    scoring |= {"instances": dataset.instances, "groups": dataset.groups}
     summary = measure(pairs, labels, output / OUT_OF_FOLD, failed=failed, **scoring)
     failed = summary.get("failed_cases", {})
     pairs = [pair for pair in pairs if pair.name not in failed]

@@ -116,6 +116,9 @@ def test_documents_about_runs(ask: Ask, run_2d: Path, cells: Path, tmp_path: Pat
     assert {key: result[key] for key in summary} == summary
     one = ["--pred", tmp_path / "evaluation" / "predictions", "--ref", cells / "labelsTr", "-o", tmp_path / "folders"]
     assert ask("evaluate", *one)["mean_dice"] == pytest.approx(result["mean_dice"])
+    names = [path.stem for path in (tmp_path / "evaluation" / "predictions").glob("*.png")]
+    (tmp_path / "sites.csv").write_text("\n".join(["case,site", *(f"{name},A" for name in names)]) + "\n")
+    assert ask("evaluate", *one, "--force", "--subgroups", tmp_path / "sites.csv")["weakest"]["value"] == "A"
 
 
 def test_documents_about_predictions(ask: Ask, run_2d: Path, cells: Path, tmp_path: Path) -> None:

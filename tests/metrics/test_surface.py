@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+import torch
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from medunet.errors import GeometryError
@@ -46,6 +47,12 @@ def test_distances_match_all_pairs_and_their_summaries_match_monai(seed: int, sh
     mean = float(compute_average_surface_distance(**one_hot, symmetric=True, spacing=list(spacing_mm)))
     assert distances.hausdorff() == pytest.approx(hd95, rel=1e-5)
     assert distances.mean() == pytest.approx(mean, rel=1e-5)
+    for tolerance in (0, 1.2, 3):
+        tensors = {"y_pred": torch.as_tensor(pred)[None, None], "y": torch.as_tensor(ref)[None, None]}
+        nsd = compute_surface_dice(
+            **tensors, class_thresholds=[tolerance], include_background=True, spacing=list(spacing_mm)
+        )
+        assert distances.share_within(tolerance) == pytest.approx(float(nsd), rel=1e-5)
 
 
 def test_the_mean_is_over_the_voxels_of_both_surfaces():
