@@ -22,17 +22,9 @@ COMPARE_HELP = "Earlier measurements (measurements.json, or its folder): also pr
 LABELS_HELP = "Names of the label values. Default: those of dataset.json beside the masks, or in the files."
 OUTPUT_HELP = "Folder for the tables. Default: MASKS_measurements."
 INSTANCES_HELP = "The label maps number objects, so each object is measured."
-COLUMNS: tuple[str, ...] = (
-    "case",
-    "structure",
-    "object",
-    "volume_mm3",
-    "area_mm2",
-    "area_px",
-    "long_axis_mm",
-    "long_axis_px",
-)
-COLUMNS += ("short_axis_mm", "short_axis_px", "intensity_mean", "intensity_std", "is_cut_off")
+URI_HELP = "Also log the mean of each measurement over the cases to this MLflow store. Default: no tracking."
+COLUMNS = ["case", "structure", "object", "volume_mm3", "area_mm2", "area_px", "long_axis_mm", "long_axis_px"]
+COLUMNS += ["short_axis_mm", "short_axis_px", "intensity_mean", "intensity_std", "is_cut_off"]
 SHOWN = 40  # rows of a table; the files have all
 
 
@@ -49,6 +41,7 @@ def measure(
     compare: Annotated[Path | None, typer.Option(metavar="FILE", help=COMPARE_HELP)] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help=LABELS_HELP)] = None,
     instances: Annotated[bool, typer.Option("--instances", help=INSTANCES_HELP)] = False,
+    tracking_uri: Annotated[str | None, typer.Option("--tracking-uri", metavar="URI", help=URI_HELP)] = None,
     force: opt.Force = False,
     *,
     reading: dict[str, Any],
@@ -65,6 +58,11 @@ def measure(
     from medunet.runs.measure import measure as measure_files
 
     result = measure_files(masks, images, output, force=force, **options)
+    if tracking_uri is not None:
+        from medunet.runs.measure import mean_values
+        from medunet.tracking import track_values
+
+        track_values(tracking_uri, mean_values(result["measurements"]), name=masks.resolve().name, kind="measurement")
     print_json(**result)
     show_rows(result["measurements"], COLUMNS, "measurements")
     if growth := result.get("growth"):

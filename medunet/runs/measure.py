@@ -103,6 +103,15 @@ def write_measurements(folder: Path, measurements: Rows, **more: Any) -> None:
     write_atomically(folder / f"{TABLE}.json", strict_json({"measurements": measurements, **more}))
 
 
+def mean_values(rows: Rows) -> dict[str, float]:
+    """Return the mean of each measurement over cases, by name and structure, such as `volume_mm3_liver`."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for key in row.keys() - {"case", "structure", "object", "axial_slice", *"xyz"}:
+            found.setdefault(f"{key}_{row['structure']}", []).append(row[key])
+    return {key: float(np.mean(values)) for key, values in sorted(found.items())}
+
+
 def add_measurements(folder: Path, rows: Rows) -> None:
     """Write rows beside predictions; those of cases that were measured before, and not now, are kept."""
     cases = {row["case"] for row in rows}
@@ -154,6 +163,8 @@ def _measure(name: str, mask: Path, images: Sequence[Path], parsed: ParsedLabels
     else:
         grid = image.record.geometry if image.record.is_placed else images[0]
         volume = read_label(mask, reference=grid, labels=parsed.labels or None)
+    for warning in volume.record.warnings:  # such as segments that overlap
+        logger.warning("%s: %s", mask, warning)
     numbers = object_numbers(volume.image.numpy(), mask)
     values, objects = [value for value in np.unique(numbers).tolist() if value], None
     names = parsed.labels or (None if instances else label_names(mask)) or {}

@@ -14,3 +14,4 @@ from .runs import find_run as find_run
 from .runs import folder_of as folder_of
 from .runs import list_runs as list_runs
 from .runs import sync_runs as sync_runs
+from .runs import track_values as track_values

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -14,8 +15,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from medunet.errors import ConfigError, DataError
 from medunet.metrics import lower_is_better
 
-from .record import PARENT_NAME, RECORD_NAME, Delivery, RunRecord
-from .server import SQLITE_SCHEME, URI_VARIABLE, Server
+from .record import PARENT_NAME, RECORD_NAME, Delivery, RunRecord, points
+from .server import SQLITE_SCHEME, URI_VARIABLE, Server, now
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,15 @@ def list_runs(uri: str, *, experiment_name: str = "medunet", folds: bool = False
         return trainings
     children = sorted((run for run in runs if run.kind == "fold"), key=lambda run: run.tags.get("medunet.fold", ""))
     return [run for one in trainings for run in (one, *(child for child in children if child.parent == one.run_id))]
+
+
+def track_values(uri: str, values: Mapping[str, float], *, name: str, kind: str) -> None:
+    """Log values to a new run of a kind other than training; an unusable store is a ConfigError."""
+    server = Server(uri)
+    with server.required(purpose="the values cannot be logged", remedy="pass another --tracking-uri"):
+        run = server.create_run(key=uuid4().hex, name=name, tags={"medunet.kind": kind}, start_time=now())
+        server.log_metrics(run, points(values, time=now(), step=0))
+        server.set_status(run, "FINISHED", now())
 
 
 def find_run(name: str, runs: Sequence[TrackedRun]) -> TrackedRun:

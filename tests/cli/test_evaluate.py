@@ -37,9 +37,11 @@ def test_each_number_of_the_table_has_its_count_of_cases(
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     dice = np.array([1, 8 / 9, 0])
     assert cells[1] == f"{dice.mean():.4f} ({dice.std(ddof=1):.4f})"
-    assert cells[2] == f"{np.median(dice):.4f}"
-    assert cells[4].endswith("n=2")  # no distance without a prediction
-    assert cells[6:] == ["1", "0"]
+    assert cells[3] == f"{np.median(dice):.4f}"
+    assert cells[5].endswith("n=2")  # no distance without a prediction
+    errors = np.array([0, -20, -100])
+    assert cells[8] == f"{errors.mean():.1f} ({errors.std(ddof=1):.1f})"
+    assert cells[9:] == ["1", "0"]
     assert sorted(path.name for path in predictions.iterdir()) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert (predictions.parent / "predictions_evaluation" / "metrics.csv").is_file()
 
