@@ -1,5 +1,6 @@
 """Values of a bundle for a data set."""
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -220,7 +221,17 @@ def test_the_memory_estimate_grows_with_the_tensors_of_a_step() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_step_is_measured_in_a_separate_process(make_data: DataMaker) -> None:
+@pytest.mark.parametrize("separate", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_step_is_measured_by_a_program(
+    separate: bool, make_data: DataMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], *, input: str, **_: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        exec(command[-1], {})  # the program, in this process
+        return SimpleNamespace(returncode=0, stdout=capsys.readouterr().out)
+
+    if not separate:
+        monkeypatch.setattr("medunet.planning.probe.subprocess.run", run)
     chosen = plan_for(make_data(), measure=True, seconds=120)
     assert chosen.cost is not None and chosen.seconds is not None
     assert chosen.cost.step_seconds > 0 and chosen.cost.data_seconds > 0
