@@ -23,8 +23,20 @@ def resource_dir(name: str) -> Path:
 
 
 def shipped_bundles() -> list[str]:
-    """Return the names of the bundles that come with medunet."""
-    return sorted(path.name for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
+    """Return the names of the bundles that come with medunet without weights."""
+    return _shipped(trained=False)
+
+
+def shipped_models() -> list[str]:
+    """Return the names of the trained bundles that come with medunet."""
+    return _shipped(trained=True)
+
+
+def _shipped(*, trained: bool) -> list[str]:
+    folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
+    return sorted(
+        path.name for path in folders if (path / "docs" / "plan.json").is_file() == trained
+    )  # for one data set
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -36,12 +48,13 @@ def find_bundle(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if (path / "configs").is_dir():
         return path
-    if path.name == str(name_or_path) and path.name in shipped_bundles():
+    names = [*shipped_bundles(), *shipped_models()]
+    if path.name == str(name_or_path) and path.name in names:
         return resource_dir("bundles") / path.name
     if path.is_file():
         raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
-    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(shipped_bundles())}")
+    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(names)}")
 
 
 def preset_names(configs: Iterable[str]) -> list[str]:

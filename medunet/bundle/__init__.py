@@ -3,6 +3,7 @@
 from medunet.resources import find_bundle as find_bundle
 from medunet.resources import resource_dir as resource_dir
 from medunet.resources import shipped_bundles as shipped_bundles
+from medunet.resources import shipped_models as shipped_models
 
 from .explain import show as show
 from .planned import PlannedBundle as PlannedBundle

@@ -10,13 +10,13 @@ import typer
 
 from medunet.config import read_json, read_yaml
 from medunet.errors import ConfigError
-from medunet.resources import find_bundle, preset_names, resource_dir, shipped_bundles
+from medunet.resources import find_bundle, preset_names, resource_dir, shipped_bundles, shipped_models
 
 
 def runs() -> list[str]:
-    """Return the runs in the current folder and in runs/; without any, the shell completes paths."""
+    """Return the runs in the current folder and in runs/, and the trained models that come with medunet."""
     found: Iterator[Path] = (path for folder in (Path(), Path("runs")) for path in sorted(folder.glob("*")))
-    return [str(path) for path in found if _is_run(path)]
+    return [*(str(path) for path in found if _is_run(path)), *shipped_models()]
 
 
 def bundles() -> list[str]:

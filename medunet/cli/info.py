@@ -14,7 +14,7 @@ from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
-from medunet.resources import preset_names, resource_dir, shipped_bundles
+from medunet.resources import preset_names, resource_dir, shipped_bundles, shipped_models
 
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
@@ -65,14 +65,21 @@ def extras() -> dict[str, str]:
 @examples("medunet list", "medunet list --json")
 @with_json("list")
 def list_bundles() -> None:
-    """List the shipped bundles and their presets."""
+    """List the shipped bundles with their presets, and the trained models."""
     rows = {}
     for name in shipped_bundles():
         folder = resource_dir("bundles") / name / "configs"
         presets = preset_names(path.stem for path in folder.glob("*.json"))
         rows[name] = {"description": read_json(folder / "metadata.json")["description"], "presets": presets}
-    print_json(bundles=rows)
+    models = {}
+    for name in shipped_models():
+        metadata = read_json(resource_dir("bundles") / name / "configs" / "metadata.json")
+        models[name] = {key: metadata[key] for key in ("description", "task", "data_source", "copyright")}
+    print_json(bundles=rows, models=models)
     table = Table("bundle", "description", "presets")
     for name, row in rows.items():
         table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))
-    opt.wide_console().print(table)
+    trained = Table("trained model", "description", "data")
+    for name, row in models.items():
+        trained.add_row(name, escape(row["description"]), escape(row["data_source"]))
+    opt.wide_console().print(table, trained)

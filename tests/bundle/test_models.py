@@ -1,0 +1,46 @@
+"""The trained models that come with medunet."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Medunet
+from scipy import ndimage
+
+from medunet.bundle import find_bundle, shipped_models
+from medunet.io import read_volume, write_volume
+from medunet.metrics import count_objects, object_scores
+from medunet.trust import judge
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_models_are_small_trusted_and_have_a_card(name: str) -> None:
+    folder = find_bundle(name)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pt"]
+    assert sum(path.stat().st_size for path in files) < 6 << 20
+    assert judge(folder).reason == "known"
+    assert "## Results" in (folder / "docs" / "README.md").read_text()
+    for config in (folder / "configs").glob("*.json"):
+        assert json.loads(config.read_text()).get("dataset_dir", ".") == "."
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("colours", [1, 3])
+def test_nuclei_are_segmented_without_training(colours: int, tmp_path: Path, medunet: Medunet) -> None:
+    random = np.random.default_rng(0)
+    places = np.stack(np.meshgrid(np.arange(32, 256, 48), np.arange(32, 256, 48)), -1).reshape(-1, 2)
+    axes = np.indices((256, 256))
+    numbers = np.zeros((256, 256), np.int32)
+    for number, place in enumerate(places + random.uniform(-8, 8, places.shape), start=1):
+        numbers[sum((axis - at) ** 2 for axis, at in zip(axes, place, strict=True)) < random.uniform(8, 13) ** 2] = (
+            number
+        )
+    image = ndimage.gaussian_filter((numbers > 0) * 90.0, 1.2) + 12 + random.normal(0, 3, numbers.shape)
+    pixels = np.clip(image, 0, 255).astype(np.uint8)
+    file = write_volume(np.stack([pixels] * colours) if colours > 1 else pixels, tmp_path / "cells.png")
+    assert medunet("predict", "nuclei", file, "-o", tmp_path / "out") == 0
+    found = np.asarray(read_volume(tmp_path / "out" / "cells.png").image)[0].astype(np.int32)
+    scores = object_scores(count_objects(found, numbers))
+    assert scores["ap_50"] > 0.9
+    assert (tmp_path / "out" / "cells_objects.csv").is_file()
