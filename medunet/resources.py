@@ -34,9 +34,8 @@ def shipped_models() -> list[str]:
 
 def _shipped(*, trained: bool) -> list[str]:
     folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
-    return sorted(
-        path.name for path in folders if (path / "docs" / "plan.json").is_file() == trained
-    )  # for one data set
+    # a trained model was planned for its data; a recipe may have weights if somebody trains in its folder
+    return sorted(path.name for path in folders if (path / "docs" / "plan.json").is_file() == trained)
 
 
 def find_bundle(name_or_path: str | Path) -> Path:

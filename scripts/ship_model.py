@@ -2,7 +2,7 @@
 
     python scripts/ship_model.py RUN bundles/NAME --facts facts.json --scores metrics.json
 
-`facts.json` has what a run does not know: `name`, `description`, `task`, `data_source` and `copyright` of metadata.json,
+`facts.json` has what a run does not know: `name`, `description`, `task`, `data_source`, `copyright` of metadata.json,
 `labels` (new names of the classes, by the old name), and `card` (paragraphs on use, data and limits). `metrics.json` is
 what `medunet evaluate` wrote for images that were not used in training.
 """

@@ -83,7 +83,7 @@ def test_every_target_gives_a_loss(tmp_path: Path, target: str, classes: int) ->
     assert item["label"].shape == (1, 32, 32)
     assert item["label"].max() <= classes + (target == "border")
     extra = [item[key][None] for key in parser.get_parsed_content("loss_keys")]
-        assert len(extra) == {"gap": 1, "border": 0, "distance": 2}[target]
+    assert len(extra) == {"gap": 1, "border": 0, "distance": 2}[target]
     parser.get_parsed_content("loss")(logits, item["label"][None], *extra).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
 
