@@ -203,7 +203,8 @@ def evaluate_folders(
     require_new(output / JSON_NAME, force=force)
     manifest = references.resolve().parent / MANIFEST
     content = load_manifest(manifest) if manifest.is_file() else {}
-    groups = {str(case): str(group) for case, group in dict(content.get("groups") or {}).items()}
+    declared = content.get("groups")
+    groups = {str(case): str(group) for case, group in declared.items()} if isinstance(declared, Mapping) else {}
     scoring: dict[str, Any] = {"groups": groups, "tolerance_mm": tolerance_mm, "subgroups": subgroups}
     if are_instances(content, manifest, instances=instances):
         if labels is not None:
