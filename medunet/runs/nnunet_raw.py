@@ -52,7 +52,8 @@ def write_nnunet_raw(run: Path, output: Path, *, data: Path | None = None) -> Se
         "numTraining": len(dataset.cases),
         "file_ending": ".nii.gz",
     }
-    parts = train.get("split") or [[case.name for case in fold] for fold in make_folds(dataset.cases, train["folds"])]
+    count = min(dataset.n_groups, train["folds"])  # with few cases leave one out
+    parts = train.get("split") or [[case.name for case in fold] for fold in make_folds(dataset.cases, count)]
     names = [case.name for case in dataset.cases]
     split = [{"train": [name for name in names if name not in part], "val": list(part)} for part in parts]
     table = np.zeros(max(numbers) + 1, np.uint8)
