@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -146,7 +146,7 @@ def import_(
     model: Annotated[Path, typer.Argument(metavar="MODEL_FOLDER", help="Results folder: plans.json, fold_0, ...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
     folds: Annotated[str, typer.Option(metavar="all|0,1", help="Folds to import; several become an ensemble.")] = "all",
-    checkpoint: Annotated[str, typer.Option(metavar="final|best", help="Checkpoint of each fold.")] = "final",
+    checkpoint: Annotated[Literal["final", "best"], typer.Option(help="Checkpoint of each fold.")] = "final",
     any_trainer: Annotated[bool, typer.Option("--any-trainer", help=ANY_TRAINER_HELP)] = False,
 ) -> None:
     """Turn a trained nnU-Net v2 model into a bundle that predicts the same labels.
@@ -176,7 +176,10 @@ def import_(
     opt.print_next("predict", output, "IMAGES", "--output", "PREDICTIONS")
 
 
-@examples("medunet bundle to-nnunet runs/mine -o nnUNet_raw/Dataset101_Mine")
+@examples(
+    "medunet bundle to-nnunet runs/mine -o nnUNet_raw/Dataset101_Mine",
+    "medunet bundle to-nnunet runs/mine -o nnUNet_raw/Dataset101_Mine --data DATA",
+)
 def to_nnunet(
     run: opt.Trained,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder, named DatasetXXX_NAME.")],
