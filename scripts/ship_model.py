@@ -36,10 +36,11 @@ def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any])
     names, card = facts.pop("labels", {}), facts.pop("card")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run / "configs", target / "configs")
-    for folder in ("docs", "models"):
+    for folder in ("docs", "models", "eval"):
         (target / folder).mkdir()
     shutil.copy(run / "LICENSE", target)
     shutil.copy(run / "docs" / "plan.json", target / "docs")
+    shutil.copy(run / "eval" / "trained_on.json", target / "eval")  # so that `evaluate` recognises these images
     dims = read_json(run / "configs" / "train.json")["spatial_dims"]
     for path in [*sorted((target / "configs").glob("*.json")), target / "docs" / "plan.json"]:
         text = path.read_text(encoding="utf-8")
@@ -55,7 +56,9 @@ def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any])
     weights = load_checkpoint(run / "models" / "model.pt")["model"]
     # the variances of batch norm can be too small for float16
     half = {key: (value.half() if value.ndim > 1 else value).contiguous() for key, value in weights.items()}
-    save_file(half, target / "models" / "model.safetensors")
+    file = target / "models" / "model.safetensors"
+    save_file(half, file)
+    file.chmod(0o644)
     record_weights(target, to_text=to_text)
     ((name, classes),) = scores["objects"].items()
     rows = [f"| {title} | {classes['pooled'][key]:.3f} |" for key, title in SCORES.items()]
@@ -73,7 +76,7 @@ def main() -> None:
     parser.add_argument("--facts", type=Path, required=True)
     parser.add_argument("--scores", type=Path, required=True)
     options = parser.parse_args()
-    ship(options.run, options.target, read_json(options.facts), read_json(options.scores))
+    ship(options.run, options.target, read_json(options.facts), read_json(options.scores)["summary"])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     wheel = zipfile.ZipFile(next(folder.glob("medunet-*.whl")))
-    assert not [name for name in wheel.namelist() if name.endswith((".pt", ".db")) or "/models/" in name]
+    left_over = [name for name in wheel.namelist() if name.endswith((".pt", ".db")) or "/models/" in name]
+    assert left_over == ["medunet/_resources/bundles/nuclei/models/model.safetensors"]
     wheel.extractall(folder / "site")
     return folder / "site"
 

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from commands import Medunet
 from scipy import ndimage
 
 from medunet.bundle import find_bundle, shipped_models
-from medunet.io import read_volume, write_volume
+from medunet.io import read_volume
 from medunet.metrics import count_objects, object_scores
 from medunet.trust import judge
 
@@ -38,7 +39,8 @@ def test_nuclei_are_segmented_without_training(colours: int, tmp_path: Path, med
         )
     image = ndimage.gaussian_filter((numbers > 0) * 90.0, 1.2) + 12 + random.normal(0, 3, numbers.shape)
     pixels = np.clip(image, 0, 255).astype(np.uint8)
-    file = write_volume(np.stack([pixels] * colours) if colours > 1 else pixels, tmp_path / "cells.png")
+    file = tmp_path / "cells.png"
+    PIL.Image.fromarray((np.stack([pixels] * colours, axis=-1) if colours > 1 else pixels).swapaxes(0, 1)).save(file)
     assert medunet("predict", "nuclei", file, "-o", tmp_path / "out") == 0
     found = np.asarray(read_volume(tmp_path / "out" / "cells.png").image)[0].astype(np.int32)
     scores = object_scores(count_objects(found, numbers))

@@ -101,7 +101,7 @@ COMPLETIONS = {
     "medunet train unet_2": "unet_2015 unet_2d",
     "medunet train unet_3d --preset ": "few sgd_poly",
     "medunet train unet_3d --set learning_ra": "learning_rate=",
-    "medunet predict ": "mine runs/first runs/folds",
+    "medunet predict ": "mine runs/first runs/folds nuclei",
     "medunet predict runs/first . --device cuda:": "cuda:0",
     "medunet evaluate runs/first --cases v": "validation",
     "medunet -q plan . --verb": "--verbose",

@@ -23,7 +23,9 @@ def test_info_has_what_a_bug_report_needs(medunet: Medunet, capsys: Capture) -> 
 
 def test_list_names_bundles_and_presets(medunet: Medunet, capsys: Capture) -> None:
     assert medunet("list", "--json") == 0
-    bundles = json.loads(capsys.readouterr().out)["bundles"]
+    document = json.loads(capsys.readouterr().out)
+    bundles, models = document["bundles"], document["models"]
+    assert "CC0" in models["nuclei"]["data_source"]
     assert set(bundles) == {"unet_2015", "unet_2d", "unet_3d"}
     assert bundles["unet_3d"]["presets"] == ["few", "sgd_poly"]
     assert medunet("list") == 0
