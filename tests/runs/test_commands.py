@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Capture, run_monai_bundle, run_torchrun
+from commands import Capture, run_monai_bundle
+from forks import run_two_processes
 from monai.bundle import ConfigWorkflow
 from small import classes_of
 
@@ -94,7 +95,8 @@ def test_two_processes_train_one_network(cells: Path, tmp_path: Path, monkeypatc
     configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
     options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", "tracking_uri": ""}
     options |= {"bundle_root": root, "dataset_dir": cells, "ema_decay": 0.9}
-    run_torchrun("run", "training", processes=2, **options, **SMALL["unet_2d"], **classes_of(cells), **TRAINING)
+    options |= {**SMALL["unet_2d"], **classes_of(cells), **TRAINING}
+    run_two_processes(lambda rank: run_monai_bundle("run", "training", **options))
     assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]
     state = torch.load(root / "models" / "model.pt", weights_only=True)["model"]
     assert not any(key.startswith("module.") for key in state)

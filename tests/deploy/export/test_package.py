@@ -13,6 +13,7 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from monai.data import load_net_with_metadata
 
 from medunet.bundle import find_bundle, resource_dir, shipped_bundles, specialise, verify_bundle
+from medunet.config import read_json
 from medunet.deploy.export import package_bundle
 from medunet.errors import ConfigError, DataError
 from medunet.prediction import Predictor
@@ -30,7 +31,8 @@ ZOO_NEEDS = ("configs/metadata.json", "LICENSE", "models/model.pt", "configs/inf
 def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A shipped bundle with weights, packed and unpacked."""
     folder = tmp_path_factory.mktemp(request.param)
-    bundle = with_weights(request.param, folder / "run", {})
+    levels = len(read_json(find_bundle(request.param) / "configs" / "inference.json")["network_def"]["channels"])
+    bundle = with_weights(request.param, folder / "run", {"network_def::channels": [4] * levels})
     package_bundle(bundle, folder / f"{request.param}_v0.1.0.zip")
     with zipfile.ZipFile(folder / f"{request.param}_v0.1.0.zip") as archive:
         archive.extractall(folder / "models")  # as MONAI's own download does
