@@ -174,6 +174,7 @@ def test_objects_are_joined_by_class(tmp_path: Path) -> None:
     for part, values in (("images", image), ("labels", labels)):
         write_volume(values, tmp_path / "data" / part / "a.tif")
     changes = instance_values("border") | {"label_names": ["background", "cell"], "label_values": [0, 1]}
+    changes |= {"objects::boundary": 0.0, "objects::smoothing": 0}
     run = untrained_run(tmp_path / "run", bundle="unet_2d", **changes)
     result = medunet.load(run, device="cpu").predict(tmp_path / "data" / "images" / "a.tif")
     assert result.labels.max() > 1

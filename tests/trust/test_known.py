@@ -101,7 +101,7 @@ def test_known_expressions_call_only_reviewed_functions() -> None:
     assert imported == {"os", "torch", "monai", "medunet"}
     plain = {name for name in called if "ref_" not in name}
     assert plain == {
-        *("dict", "zip", "len", "int", "max", "str"),
+        *("dict", "zip", "len", "int", "max", "str", "list", "range"),
         "os.environ.get",
         *("medunet.datasets.datalist", "medunet.datasets.list_inputs", "medunet.runtime.resolve_device"),
         *("monai.handlers.from_engine", "monai.utils.path_to_sqlite_uri"),

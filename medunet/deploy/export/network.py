@@ -137,11 +137,12 @@ class MeanLogits(nn.Module):
         """Map `(B, C, *spatial)` to `(B, classes, *spatial)`."""
         shares: list[Tensor] = []
         for member in self.members:
-            logits = member(image)
-            if self.is_plain:
-                shares.append(logits)
-                continue
-            shares.append(torch.softmax(logits, dim=1) if self.is_softmax else torch.sigmoid(logits))
+            share = member(image)
+            if self.is_softmax:
+                share = torch.softmax(share, dim=1)
+            elif not self.is_plain:
+                share = torch.sigmoid(share)
+            shares.append(share)
         mean = torch.stack(shares).mean(dim=0)
         if self.is_plain:
             return mean
