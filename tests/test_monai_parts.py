@@ -94,6 +94,7 @@ def pipeline(*, lazy: bool = False, random: bool = True) -> Compose:
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_seeded_loaders_repeat_their_batches(cases: list[dict[str, str]], workers: int) -> None:
     def load() -> list[torch.Tensor]:
