@@ -18,7 +18,7 @@ from medunet.notebook import Shown, Table
 from medunet.planning import default_cache
 from medunet.prediction import Prediction, Predictor
 from medunet.prediction.source import first_path
-from medunet.resources import find_bundle
+from medunet.resources import find_bundle, find_run
 from medunet.runs import TrainingResult, evaluate_bundle, report_runs, train_bundle
 from medunet.units import parse_duration, parse_size
 
@@ -175,7 +175,7 @@ def evaluate(
         ConfigError: an unknown section, or one without cases.
     """
     folder = None if output is None else Path(output)
-    summary = evaluate_bundle(Path(run), Path(data), folder, section=section, tta=tta, device=device)
+    summary = evaluate_bundle(find_run(run), Path(data), folder, section=section, tta=tta, device=device)
     return cast("Summary", _Scores(summary))
 
 
@@ -229,7 +229,7 @@ def export(run: PathLike, output: PathLike, *, to: str = "onnx", image: PathLike
         ConfigError: an unknown format, or a missing package.
         DataError: the file exists, or its results differ from PyTorch's.
     """
-    return export_bundle(Path(run), Path(output), to=to, image=None if image is None else Path(image))
+    return export_bundle(find_run(run), Path(output), to=to, image=None if image is None else Path(image))
 
 
 class _Scores(Shown, dict[str, Any]):

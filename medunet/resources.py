@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def _shipped(*, trained: bool) -> list[str]:
     folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
     # a trained model was planned for its data; a recipe may have weights if somebody trains in its folder
     return sorted(path.name for path in folders if (path / "docs" / "plan.json").is_file() == trained)
+
+
+def find_run(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a trained bundle, given its path or the name of a shipped model."""
+    path = Path(name_or_path)
+    return resource_dir("bundles") / path if str(path) in shipped_models() and not path.exists() else path
 
 
 def find_bundle(name_or_path: str | Path) -> Path:

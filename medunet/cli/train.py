@@ -19,7 +19,7 @@ from medunet.cli.registry import examples
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
-from medunet.resources import find_bundle
+from medunet.resources import find_bundle, find_run
 
 if TYPE_CHECKING:
     from medunet.runs import CrossValidation, TrainingResult
@@ -83,6 +83,7 @@ def train(
     if source is None and nnodes > 1:
         raise ConfigError("several hosts need a bundle", received="no BUNDLE", remedy="run `medunet plan` first")
     require_path(data)
+    init_from = None if init_from is None else find_run(init_from)
     require_path(None if resume else init_from)  # only the first step needs it
     opt.check_grouping(split, group_by)
     changes = parse_settings(settings)

@@ -47,6 +47,7 @@ BACKGROUND = "background"  # name of the label that is not an object
 MAX_SEGMENTS = 255  # objects that DICOM results list as segments, of which each is a row in a viewer
 _ALGORITHM = {"name": "medunet", "version": __version__}
 
+_Place = tuple[torch.Tensor, Mapping[str, Any]]  # affine and metadata of the image
 _Choice = tuple[ResultFormat, tuple[SourcePlane, ...]]  # the format of a result, and the slices that DICOM refers to
 
 
@@ -126,6 +127,7 @@ class SavePredictiond(MapTransform):
             source = os.fspath(meta["filename_or_obj"])
             choice = self._choose(source, meta)
             affine = _checked_affine(image, meta, source)
+            place = affine, meta
             labels = np.asarray(torch.as_tensor(image).detach().cpu())
             if labels.ndim not in (3, 4) or labels.shape[0] != 1:
                 cause = "prediction is not a label map"
@@ -134,10 +136,10 @@ class SavePredictiond(MapTransform):
             path = self._new_file(stem + _ending(choice[0], source, labels.ndim - 1))
             if self.instances:
                 path, choice = self._fit_objects(labels[0], path, choice)
-            self._write_objects(labels[0], item, stem, affine, meta)  # first: a case with a label map is done
+            self._write_objects(labels[0], item, stem, place)  # first: a case with a label map is done
             if self.structures is not None:
-                item["measurements"] = self._measure(labels[0], item, stem, affine, meta)
-            self._write(labels[0], path, choice, (affine, meta), item.get("measurements", ()))
+                item["measurements"] = self._measure(labels[0], item, stem, place)
+            self._write(labels[0], path, choice, place, item.get("measurements", ()))
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
             if not np.any(labels != (0 if self.instances else (self.labels or {}).get("background", 0))):
@@ -174,15 +176,11 @@ class SavePredictiond(MapTransform):
                 self._new_file(stem + OBJECT_FILES[kind])
 
     def _write_objects(
-        self,
-        labels: np.ndarray[Any, Any],
-        item: Mapping[Hashable, Any],
-        stem: str,
-        affine: torch.Tensor,
-        meta: Mapping[str, Any],
+        self, labels: np.ndarray[Any, Any], item: Mapping[Hashable, Any], stem: str, place: _Place
     ) -> None:
         if not self.objects:
             return
+        affine, meta = place
         given = {key: None if key not in item else np.asarray(item[key]) for key in ("source", "foreground")}
         grid = Geometry(affine.numpy(), labels.shape)
         table = object_table(
@@ -203,13 +201,9 @@ class SavePredictiond(MapTransform):
         return names[0] if indices is None else {number: names[index - 1] for number, index in enumerate(indices)}
 
     def _measure(
-        self,
-        labels: np.ndarray[Any, Any],
-        item: Mapping[Hashable, Any],
-        stem: str,
-        affine: torch.Tensor,
-        meta: Mapping[str, Any],
+        self, labels: np.ndarray[Any, Any], item: Mapping[Hashable, Any], stem: str, place: _Place
     ) -> list[dict[str, Any]]:
+        affine, meta = place
         objects, classes = None, self._classes(item)
         if self.instances:
             numbers = [number for number in np.unique(labels).tolist() if number]
@@ -224,7 +218,7 @@ class SavePredictiond(MapTransform):
         labels: np.ndarray[Any, Any],
         path: Path,
         choice: _Choice,
-        place: tuple[torch.Tensor, Mapping[str, Any]],
+        place: _Place,
         measurements: Sequence[Mapping[str, Any]],
     ) -> None:
         affine, meta = place

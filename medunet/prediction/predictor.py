@@ -25,6 +25,7 @@ from medunet.files import require_path
 from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
 from medunet.io.save import BACKGROUND
+from medunet.resources import find_run
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
@@ -91,6 +92,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: PathLike, options: PredictOptions | None = None, **changes: Any) -> None:
+        bundle = find_run(bundle)
         require_path(bundle)
         options = replace(options or PredictOptions(), **changes)
         self.options = options

@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
-from medunet.runtime import load_checkpoint, load_weights, save_checkpoint, save_weights, transfer_weights
+from medunet.runtime import SAFE_SUFFIX, load_checkpoint, load_weights, save_checkpoint, save_weights, transfer_weights
 from medunet.trust import forget_weights
 
 from .averaging import WeightAverage
@@ -79,9 +79,13 @@ class WeightsTransfer:
 
 
 def weights_of(source: str | os.PathLike[str]) -> Path:
-    """Return the checkpoint of a run's folder; a file is returned as it is."""
+    """Return the checkpoint of a run's folder, without pickle if there is no other; a file is returned as it is."""
     path = Path(source)
-    return path / "models" / BEST_NAME if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    best = path / "models" / BEST_NAME
+    safe = best.with_suffix(SAFE_SUFFIX)
+    return safe if safe.is_file() and not best.is_file() else best
 
 
 class CheckpointHandler:

@@ -9,8 +9,9 @@ import pytest
 from commands import Medunet
 from scipy import ndimage
 
+from medunet import load
 from medunet.bundle import find_bundle, shipped_models
-from medunet.io import read_volume
+from medunet.io import read_volume, write_volume
 from medunet.metrics import count_objects, object_scores
 from medunet.trust import judge
 
@@ -46,3 +47,18 @@ def test_nuclei_are_segmented_without_training(colours: int, tmp_path: Path, med
     scores = object_scores(count_objects(found, numbers))
     assert scores["ap_50"] > 0.9
     assert (tmp_path / "out" / "cells_objects.csv").is_file()
+    assert np.array_equal(load("nuclei", device="cpu").predict(file).labels, found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_training_starts_from_a_model(tmp_path: Path, medunet: Medunet) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        colours = random.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+        PIL.Image.fromarray(colours).save(tmp_path / "images" / f"{name}.png")
+        write_volume(np.pad(np.full((8, 8), 3, np.uint16), 28), tmp_path / "labels" / f"{name}.png")
+    (tmp_path / "dataset.json").write_text('{"instances": true}')
+    words = ["--epochs", 1, "--set", "steps_per_epoch=1", "--set", "folds=2", "--no-tracking", "-o", tmp_path / "run"]
+    assert medunet("train", "nuclei", "--data", tmp_path, "--init-from", "nuclei", *words) == 0
+    assert (tmp_path / "run" / "models" / "model.pt").is_file()
