@@ -1,7 +1,5 @@
 """The functions of `import medunet`, one per task; paths are `str` or `Path`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast

@@ -4,8 +4,6 @@ An overlay is a mapping from id to value, such as a preset, a plan, or `--set`; 
 is a path such as `epochs` or `network_def::channels`; `#` separates its parts as well.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import math

@@ -1,7 +1,5 @@
 """Typed errors: rule, value, place, remedy."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -1,7 +1,5 @@
 """Log lines of medunet's processes on standard error, and only the errors of other libraries."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """A trained bundle in memory, and its predictions."""
 
-from __future__ import annotations
-
 import base64
 import math
 import os

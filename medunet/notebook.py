@@ -1,7 +1,5 @@
 """How results appear: an HTML table in a notebook, the same table as text in a terminal."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """The YAML sources and the rendered bundles: in the installed package, or at the top of a checkout."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Durations and sizes as people write them: `30min`, `8GB`."""
 
-from __future__ import annotations
-
 import re
 
 from medunet.errors import ConfigError

@@ -1,7 +1,5 @@
 """Check the references, targets and arguments of a config."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import pydoc

@@ -1,7 +1,5 @@
 """The values of a bundle by id: their meanings, and why a bundle has them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Plan a bundle for a data set."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Configs of a bundle, from its folder or from the trust check."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Render self-contained MONAI bundles from YAML sources."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Copy a bundle with changed values; the copy is complete."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Check whether a folder is a working bundle."""
 
-from __future__ import annotations
-
 import configparser
 import copy
 import logging

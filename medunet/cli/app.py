@@ -1,7 +1,5 @@
 """The command `medunet`. A command imports the library when it runs, so that `--help` is fast."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """`medunet bundle`: init, import, show, render, verify, tune-inference, unpack; `export.py` has export and package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """`medunet cache`."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Words that the shell completes. Nothing here imports PyTorch, so that a completion takes a fraction of a second."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`medunet bundle export` and `medunet bundle package`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

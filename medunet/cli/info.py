@@ -1,7 +1,5 @@
 """`medunet info` and `medunet list`."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 from typing import Any

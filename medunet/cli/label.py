@@ -1,7 +1,5 @@
 """`medunet label`: setup and serve."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Options that several commands share, and lines that several commands print."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The JSON document of a command with --json; docs/reference/json.md lists its fields."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import io

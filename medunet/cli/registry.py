@@ -1,7 +1,5 @@
 """How commands join the command line: options that every command takes, panels of the help page, and examples."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 from collections.abc import Callable

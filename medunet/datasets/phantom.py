@@ -3,8 +3,6 @@
 Shapes are drawn in coordinates from -1 to 1 across the field of view and smoothly deformed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

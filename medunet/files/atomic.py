@@ -1,7 +1,5 @@
 """Atomic file writes, and digests."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """File locks, and exclusive ownership of output folders."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

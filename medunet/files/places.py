@@ -1,7 +1,5 @@
 """The user's folders, and checks of output folders before the work starts."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

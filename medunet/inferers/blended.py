@@ -1,7 +1,5 @@
 """Windows that overlap and are blended, in the places and with the weights of nnU-Net."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache

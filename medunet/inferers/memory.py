@@ -1,7 +1,5 @@
 """Memory of a pass of a network, and free memory of a device."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The overlap-tile strategy of the U-Net paper as a MONAI inferer: tiling changes no voxel."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence

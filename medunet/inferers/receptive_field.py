@@ -1,7 +1,5 @@
 """The total stride and the receptive radius of any network, measured with NaN."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -6,8 +6,6 @@ interpolated, and the labels equal those of interpolating every class everywhere
 over one another: if all corners show region k, it exceeds the threshold between them too, and no later region does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """Inferers whose result is on the grid of the file, not on that of the network: label maps and probabilities."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from abc import ABC, abstractmethod

@@ -4,8 +4,6 @@ A voxel is kept only from a window that contains everything the voxel depends on
 Windows start at multiples of the network's total stride, because pooling pairs the voxels (0, 1), (2, 3), ...
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

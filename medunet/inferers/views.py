@@ -1,7 +1,5 @@
 """Test-time augmentation: the mean over mirrored or scaled views of an image."""
 
-from __future__ import annotations
-
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

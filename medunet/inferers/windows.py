@@ -1,7 +1,5 @@
 """Windows of an image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Decoding one file or series by the reader of its format, without torch and MONAI: a child process does it, too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packages that only some formats need: imported when the format is used."""
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 

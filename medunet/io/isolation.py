@@ -4,8 +4,6 @@ Decoders in C can crash, loop or fill the memory on malformed input; here that e
 user's rights: this limits the damage of bugs, not what an attacker can do who controls a decoder.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import json

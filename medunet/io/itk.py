@@ -1,7 +1,5 @@
 """NRRD, MetaImage and 3D Slicer's `.seg.nrrd` through SimpleITK, after the voxel data are verified."""
 
-from __future__ import annotations
-
 import math
 import mmap
 import os

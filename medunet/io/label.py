@@ -1,7 +1,5 @@
 """One entry point for labels: label maps, `.seg.nrrd`, DICOM SEG and RTSTRUCT become a label map on an image's grid."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Copying voxels between the file's order (first axis fastest) and ours (last axis fastest)."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal

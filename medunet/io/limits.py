@@ -1,7 +1,5 @@
 """Limits on what a file may request: free memory, paths that can be opened, and no decompression bombs."""
 
-from __future__ import annotations
-
 import math
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Names of cases and results, which follow from their input files."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

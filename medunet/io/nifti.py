@@ -1,7 +1,5 @@
 """NIfTI-1, NIfTI-2, Analyze 7.5 and FreeSurfer's MGH: every byte is checked before a voxel is used."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Objects as tables and outlines: CSV, GeoJSON for QuPath, and ROIs for ImageJ."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Labels that number objects: exact numbers, and the class of each object from a class map or a CSV table."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path

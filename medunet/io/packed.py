@@ -1,7 +1,5 @@
 """Compressed files: read with every checksum verified, written in parallel pieces."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import os

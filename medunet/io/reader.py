@@ -1,7 +1,5 @@
 """One entry point for all formats: `read_volume` for callers, `MedunetReader` for MONAI's `LoadImaged`."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence

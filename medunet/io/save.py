@@ -1,7 +1,5 @@
 """The last transform of a bundle: predictions become files named after their inputs."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

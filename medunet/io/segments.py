@@ -1,7 +1,5 @@
 """Names, colours and clinical codes of a label map's values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

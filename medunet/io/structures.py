@@ -1,7 +1,5 @@
 """Named regions of a file in any format: what all label readers share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

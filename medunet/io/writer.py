@@ -1,7 +1,5 @@
 """Writing images and label maps: atomically, on a given grid, in the format that the file name selects."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

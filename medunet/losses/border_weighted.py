@@ -1,7 +1,5 @@
 """Pixel-weighted cross entropy (Ronneberger et al. 2015)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

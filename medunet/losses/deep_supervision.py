@@ -1,7 +1,5 @@
 """One loss over the outputs of several levels of a network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Dice with cross entropy, with the ignored voxels and weight maps that MONAI's lacks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Classes of objects, and the distance to the border of the object that separates touching objects."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

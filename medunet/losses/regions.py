@@ -1,7 +1,5 @@
 """Dice with binary cross entropy for regions, which are classes that may overlap."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import reduce
 

@@ -1,7 +1,5 @@
 """Conversion of targets and weight maps to the shape of the logits."""
 
-from __future__ import annotations
-
 import torch
 from monai.data import MetaTensor
 

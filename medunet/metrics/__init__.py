@@ -7,8 +7,6 @@ Examples:
     1.0
 """
 
-from __future__ import annotations
-
 from .em import BestEMScores as BestEMScores
 from .em import EMScores as EMScores
 from .em import best_em_scores as best_em_scores

@@ -1,7 +1,5 @@
 """Checked numpy arrays of equal shape from arrays and tensors, and bounding boxes of masks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 

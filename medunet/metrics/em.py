@@ -14,8 +14,6 @@ thinned, because pixels of the reference's membrane are left out of the score (f
 it is; a pixel of the proposal's thin line inside a reference cell counts as a separate cell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Scores of a case, and statistics of the scores of many cases."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache

@@ -15,8 +15,6 @@ that one function gives the scores of an image and those of a data set (pooled).
   the prediction without a partner at an IoU of 0.5 that take part in neither.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

@@ -6,8 +6,6 @@ volume, standard deviation and percentiles are those of the Image Biomarker Stan
 al. 2020). Long and short axis are those of RECIST 1.1 (Eisenhauer et al. 2009).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -13,8 +13,6 @@ Means leave NaN out and are given with their number of cases. A class that is ri
 counted as 1.0, it would make a data set of many empty cases look solved (nnU-Net leaves it out, too).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal, TypeAlias
 

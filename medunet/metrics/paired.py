@@ -1,7 +1,5 @@
 """Two runs on the same cases: differences per case, and whether they could be chance."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

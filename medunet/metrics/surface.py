@@ -9,8 +9,6 @@ pools the distances of both directions before it takes the percentile, so a part
 DeepMind's `surface-distance` weights surface elements by their area, on a grid that is shifted by half a voxel.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Scores as files, written atomically: a CSV for spreadsheets, a JSON for programs."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

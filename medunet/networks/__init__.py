@@ -1,7 +1,5 @@
 """Networks: one n-dimensional U-Net, its published variants by name, and the arithmetic of its sizes."""
 
-from __future__ import annotations
-
 from . import presets as presets
 from .activation import check_activation as check_activation
 from .activation import to_logits as to_logits

@@ -1,7 +1,5 @@
 """Conversion between logits and probabilities, so that a mean of probabilities can replace logits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Checks of arguments from JSON: short forms are expanded, and wrong values are rejected. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

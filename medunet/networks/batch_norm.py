@@ -1,7 +1,5 @@
 """Batch norm over the batches of all processes, on devices that PyTorch's does not support."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

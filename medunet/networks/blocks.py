@@ -1,7 +1,5 @@
 """Parts of a U-Net. Each can be scripted and keeps the memory format of its input."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Properties of any network: whether it can be tiled, and which of its outputs are the logits."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

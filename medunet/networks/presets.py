@@ -4,8 +4,6 @@ Every preset returns a `UNet` and takes any of its arguments as a keyword, which
 parameter counts are those of the defaults.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from .unet import UNet

@@ -6,8 +6,6 @@ one too, or the image's own end, and (c) a pixel is at least `halo` away from ev
 image continues. A valid network satisfies (c) by itself.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The U-Net, in two and three dimensions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

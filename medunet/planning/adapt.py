@@ -1,7 +1,5 @@
 """Overlays that fit a bundle, or a preset of a planned bundle, to a data set."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

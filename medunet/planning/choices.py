@@ -1,7 +1,5 @@
 """Decisions that follow from the data, not from the cost of a step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Summarise a data set in numbers, from which a plan is made."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

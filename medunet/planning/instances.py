@@ -1,7 +1,5 @@
 """The choice of what separates touching objects."""
 
-from __future__ import annotations
-
 import math
 
 from medunet.transforms import InstanceTarget

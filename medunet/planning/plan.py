@@ -1,7 +1,5 @@
 """Decisions on all values of a bundle that depend on the data, the memory and the time."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence

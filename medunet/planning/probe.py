@@ -3,8 +3,6 @@
 A separate process has its own peak memory, and the system may kill it if a step does not fit.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """The number of epochs that fits a time."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The rules are nnU-Net's (Isensee et al. 2021), except for batch norm, narrower f
 than the patch allows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

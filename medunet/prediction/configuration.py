@@ -1,7 +1,5 @@
 """A bundle's ``inference.json``, parsed for prediction without MONAI's engine around it."""
 
-from __future__ import annotations
-
 import copy
 import os
 import sys

@@ -1,7 +1,5 @@
 """Scores of written predictions against reference labels, file by file."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

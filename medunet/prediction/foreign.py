@@ -1,7 +1,5 @@
 """Third-party bundles, such as those of MONAI's model zoo: values that prediction needs and their configs lack."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

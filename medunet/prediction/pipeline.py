@@ -1,7 +1,5 @@
 """Three overlapping stages: one case is read while another is computed and a third is written."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait

@@ -1,7 +1,5 @@
 """The choice of rules that clean label maps, on cases that the network was not trained on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A trained bundle that stays in memory and predicts case after case."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """What a prediction would write, without weights and without reading images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

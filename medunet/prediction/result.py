@@ -1,7 +1,5 @@
 """The result of one case."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Rules that clean predicted label maps, class by class."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

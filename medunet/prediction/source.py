@@ -1,7 +1,5 @@
 """Inputs of a predictor: files by path and arrays in memory; and their existing results."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Running parts of a chain of transforms, on the device of the network if possible."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Choosing the form of a bundle's network by measurement on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

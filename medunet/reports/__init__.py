@@ -1,7 +1,5 @@
 """Reports: overlays, curves, distributions and one self-contained HTML page."""
 
-from __future__ import annotations
-
 from .classes import ClassCodes as ClassCodes
 from .classes import class_colours as class_colours
 from .contact_sheet import ContactSheet as ContactSheet

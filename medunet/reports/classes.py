@@ -1,7 +1,5 @@
 """One colour for each class, the same in overlays, curves and tables; and one number for each set of classes."""
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Runs side by side: what differs case by case on the cases that they share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

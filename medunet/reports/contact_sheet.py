@@ -1,7 +1,5 @@
 """One picture of a whole data set: a thumbnail of each case with its label, so that an odd one stands out."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

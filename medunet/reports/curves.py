@@ -1,7 +1,5 @@
 """Curves of training runs: loss and validation Dice against epochs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial

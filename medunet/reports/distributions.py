@@ -1,7 +1,5 @@
 """Scores of all cases at a glance: a box, and every case as a point, by class and run."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

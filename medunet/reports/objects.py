@@ -1,7 +1,5 @@
 """Maps that show objects: neighbours in different colours, and the errors of a prediction in colours of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

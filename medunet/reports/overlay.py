@@ -1,7 +1,5 @@
 """Contours of a prediction and its reference over the image, as a PNG."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

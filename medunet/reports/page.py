@@ -1,7 +1,5 @@
 """One self-contained HTML page about runs. It loads no other files and adapts to dark mode and narrow screens."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """A panel is drawn once and shown twice: in the page, where it takes the page's colours, and as PNG."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """A case in a page: one sprite of grey slices, and its label maps, cropped and reduced to a number of bytes."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -1,7 +1,5 @@
 """Images as radiologists look at them: the patient's right on the left, anterior or superior on top."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """The results of a training run in the README of its bundle, which is the model card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo: synthetic data, a short training run, an evaluation on unseen cases, a report."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Trained folds as one bundle: the mean of their probabilities, and the postprocessing that cross-validation chose."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluation: predict labelled cases and score the result, or compare two folders of label maps."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Cross-validation: train folds, predict each case by the fold that held it out, join the folds into an ensemble."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import shutil

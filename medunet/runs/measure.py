@@ -1,7 +1,5 @@
 """Measurements of label maps on the intensities of their images, and growth since an earlier time point."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The training data of a bundle as a raw folder of nnU-Net, to compare both on the same folds."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict
 from pathlib import Path

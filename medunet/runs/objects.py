@@ -1,7 +1,5 @@
 """The values by which objects follow from a network's output, chosen on cases that it was not trained on."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

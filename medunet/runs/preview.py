@@ -1,7 +1,5 @@
 """What a training run would do: its cases, steps and device, without writing or training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report: one page about one or several runs, which are evaluated first if they are not yet."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

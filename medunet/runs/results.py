@@ -1,7 +1,5 @@
 """The results in a run's folder: metrics of each case, predictions, the history of training."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Which cases of a data set a run was trained on."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The split of a new run, and of one that is resumed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any

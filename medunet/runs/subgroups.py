@@ -1,7 +1,5 @@
 """Scores by subgroup, such as site, scanner, sex or size, and by pairs of annotators."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path

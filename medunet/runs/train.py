@@ -1,7 +1,5 @@
 """Train a bundle: fit it to the data, write the run, let MONAI's engine train it."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The device and the number format of a forward pass, on CPU and CUDA."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from typing import Any, cast

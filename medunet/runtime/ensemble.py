@@ -1,7 +1,5 @@
 """The mean output of several networks, for instance of the folds of a cross-validation."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A trained network prepared for inference: batch norm folded, fast number format, memory layout and backend."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import logging

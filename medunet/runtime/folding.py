@@ -1,7 +1,5 @@
 """Convolutions of a trained network made faster: batch norm folded in, small images computed by oneDNN."""
 
-from __future__ import annotations
-
 import copy
 import types
 

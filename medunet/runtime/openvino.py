@@ -1,7 +1,5 @@
 """A network run by OpenVINO on a CPU; needs the extra `openvino`."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import warnings

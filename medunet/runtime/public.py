@@ -1,7 +1,5 @@
 """Weights of public U-Nets, loaded into a `UNet` that computes the same function."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Timing of the forms in which a network can be computed on this machine."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Beside `model.pt`, which MONAI's tools expect, `model.safetensors` holds the sam
 the SHA-256 of that `model.pt`, so if the two files differ, the `.pt` counts.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """A bundle as it may leave the machine: configs, docs and weights without paths and case names."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

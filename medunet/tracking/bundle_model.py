@@ -1,7 +1,5 @@
 """A bundle as an MLflow model: images in, label maps out, over HTTP too."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading

@@ -1,7 +1,5 @@
 """What a run logs beside its metrics: parameters, a digest of the data, the environment; no users and no host names."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """A training run in MLflow: a parent run with one child run per fold."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

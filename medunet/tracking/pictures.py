@@ -1,7 +1,5 @@
 """The worst, the median and the best case of a validation, as pictures and as a table."""
 
-from __future__ import annotations
-
 import csv
 import io
 import zlib

@@ -1,7 +1,5 @@
 """Reading runs back from MLflow: listing, comparing, finding their folders; and sending what MLflow lacks."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence

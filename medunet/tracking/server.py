@@ -1,7 +1,5 @@
 """An MLflow tracking store: opening it, and sending to it. Sending the same thing twice does no harm."""
 
-from __future__ import annotations
-
 import functools
 import os
 import time

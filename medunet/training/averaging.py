@@ -1,7 +1,5 @@
 """The moving average of a network's weights, which is validated and stored instead of the newest weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

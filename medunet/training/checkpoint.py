@@ -1,7 +1,5 @@
 """Checkpoints: the selected weights of a run, the state for `--resume`, and the weights that a run starts from."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

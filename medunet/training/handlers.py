@@ -1,7 +1,5 @@
 """Handlers that MONAI lacks: reproducible epochs, the history file, parts of the loss, validation, early stopping."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Several processes that train one network: joining, sharing results, continuing after one was killed."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Mapping

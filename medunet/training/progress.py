@@ -1,7 +1,5 @@
 """The progress of a training run: a live view in a terminal, log lines elsewhere."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

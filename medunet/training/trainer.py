@@ -1,7 +1,5 @@
 """MONAI's engines with autocast on any device, gradient clipping, weight maps and errors for non-finite losses."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

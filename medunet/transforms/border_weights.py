@@ -1,7 +1,5 @@
 """Weight maps that make a network learn the borders between touching objects (Ronneberger et al. 2015, equation 2)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Touching objects from a probability map, separated even where the border between them has gaps."""
 
-from __future__ import annotations
-
 import heapq
 from typing import Any
 

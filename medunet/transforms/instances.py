@@ -1,7 +1,5 @@
 """Objects as training targets, and objects from what a network predicts: three ways to separate touching objects."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 

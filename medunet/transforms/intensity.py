@@ -1,7 +1,5 @@
 """Intensities: normalisation per channel, and random changes of single images and of whole batches on their device."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 

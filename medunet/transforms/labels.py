@@ -1,7 +1,5 @@
 """Labels: file values and class indices, voxels without annotation, regions, and sides that a mirror exchanges."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Resampling to a spacing as nnU-Net does: cubic splines, and slices of thick-sliced images by themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any

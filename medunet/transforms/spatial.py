@@ -1,7 +1,5 @@
 """Random deformation, rotation, scaling, flips and cropping of a patch in one resampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

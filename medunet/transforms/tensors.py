@@ -1,7 +1,5 @@
 """Metadata of images: removed once before a computation, restored once on its result."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any

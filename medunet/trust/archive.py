@@ -1,7 +1,5 @@
 """Unpacking an untrusted archive: plain files of limited size inside one new folder."""
 
-from __future__ import annotations
-
 import gzip
 import stat
 import tarfile

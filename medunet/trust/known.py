@@ -3,8 +3,6 @@
 Names are compared as a whole, never by their prefix: `monai.transforms.os.system` is the shell.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

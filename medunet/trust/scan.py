@@ -1,7 +1,5 @@
 """Find every place of a bundle that could run code, reach outside or has changed. Files are only read as text."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

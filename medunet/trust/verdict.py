@@ -1,7 +1,5 @@
 """Whether a bundle may run, with reasons for the user."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The SHA-256 of a bundle's weights, in its metadata."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

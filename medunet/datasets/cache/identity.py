@@ -1,7 +1,5 @@
 """The identity of preprocessed cases: a digest of their files, of the transforms and of the code."""
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import functools

@@ -1,7 +1,5 @@
 """Voxels that patches may be centred on, and labels in small integers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

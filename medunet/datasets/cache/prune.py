@@ -1,7 +1,5 @@
 """Remove preprocessed cases that are not needed any more, without disturbing processes that use others."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

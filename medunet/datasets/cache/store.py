@@ -1,7 +1,5 @@
 """A data set that is preprocessed once and then read from disk on demand."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Checks of a data set before training: findings by severity, and a summary for `medunet check`."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -1,7 +1,5 @@
 """Checks across cases: duplicates, leaks into the test set, mirrored and unusual cases."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations

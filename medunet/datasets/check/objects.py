@@ -1,7 +1,5 @@
 """Objects of a label map: their number, sizes and contacts, and what is wrong with them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Statistics of one case: size, spacing, intensities, and the classes with their positions."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """Cases of a path: the layouts of data sets, their sections, and inputs of predictions."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

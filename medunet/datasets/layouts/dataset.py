@@ -1,7 +1,5 @@
 """Labelled images of any layout, and digests of images."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Data sets with one folder of DICOM files per case: image series, and a SEG or RTSTRUCT beside or among them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folds of cross-validation, which keep the scans of one patient together and are balanced in size and label."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import re

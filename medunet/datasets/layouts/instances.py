@@ -1,7 +1,5 @@
 """Data sets whose labels number objects: the classes of the objects, and where they are stored."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Label files: their distinct values, the names of their structures, and whether they number objects."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """`dataset.json` of the Medical Segmentation Decathlon and of nnU-Net: cases, labels, and regions that overlap."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence

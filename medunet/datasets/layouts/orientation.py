@@ -1,7 +1,5 @@
 """Direction words in label names, which decide whether mirroring an image makes its labels wrong."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping

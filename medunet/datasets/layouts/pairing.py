@@ -1,7 +1,5 @@
 """Which files belong together, by name: the channels of one case, and image and label."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path

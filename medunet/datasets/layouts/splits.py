@@ -1,7 +1,5 @@
 """Splits and groups that a user gives: nnU-Net's `splits_final.json`, a CSV file, or a pattern of names."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

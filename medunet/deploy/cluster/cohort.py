@@ -1,7 +1,5 @@
 """Predict many studies, by one predictor here or by many on a Ray cluster; every case is accounted for."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import dataclasses

@@ -1,7 +1,5 @@
 """Series of a DICOMweb store: queried by QIDO-RS, fetched by WADO-RS, results stored by STOW-RS (DICOM PS3.18)."""
 
-from __future__ import annotations
-
 import mmap
 import os
 import secrets

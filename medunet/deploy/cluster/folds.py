@@ -1,7 +1,5 @@
 """Folds trained in parallel, on the machines of a Ray cluster."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Training in several processes, on one host or on several, by PyTorch's elastic launcher (torchrun's)."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import ipaddress

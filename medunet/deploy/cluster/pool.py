@@ -1,7 +1,5 @@
 """Predictors on all machines of a Ray cluster, which get cases as fast as they finish them."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import queue

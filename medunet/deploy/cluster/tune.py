@@ -1,7 +1,5 @@
 """A search for better settings by Ray Tune: training runs with different values; bad ones end early."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Description of a network file: everything that a program without medunet needs to use the network correctly."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

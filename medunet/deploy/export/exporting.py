@@ -1,7 +1,5 @@
 """Export a bundle's network, and compare the file with PyTorch on noise and on the labels of a real case."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 import time

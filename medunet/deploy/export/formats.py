@@ -1,7 +1,5 @@
 """Formats of exported files: how each is written, run and read."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

@@ -1,7 +1,5 @@
 """The ZIP file of a bundle for MONAI's commands and the model zoo."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

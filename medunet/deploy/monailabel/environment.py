@@ -1,7 +1,5 @@
 """The separate Python environment of MONAI Label: its packages need pydicom < 3 and numpy < 2."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

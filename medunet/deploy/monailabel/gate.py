@@ -3,8 +3,6 @@
 MONAI Label answers anyone and any web page, appends names from the query to its folders, and accepts huge bodies.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import binascii

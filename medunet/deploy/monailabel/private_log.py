@@ -1,7 +1,5 @@
 """Replace names of images in the server's log by codes: a file name may be a patient's name."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import hmac

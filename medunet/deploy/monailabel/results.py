@@ -1,7 +1,5 @@
 """Label maps of predictions: write them, describe them, and compare them with annotators and with each other."""
 
-from __future__ import annotations
-
 import itertools
 import uuid
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Start a MONAI Label server with medunet bundles in its own environment."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import os

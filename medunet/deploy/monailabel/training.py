@@ -1,7 +1,5 @@
 """Train a served bundle further on the labels that annotators have submitted."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -4,8 +4,6 @@ GDCM supports all of these syntaxes too, but a damaged JPEG-LS codestream makes 
 floating point exception), where these decoders raise an error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache

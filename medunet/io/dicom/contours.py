@@ -9,8 +9,6 @@ A polygon runs halfway between the centres of voxels inside and outside; a voxel
     . . ' . .
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Literal
 

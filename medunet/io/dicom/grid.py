@@ -14,8 +14,6 @@ of these: PixelSpacing, in the patient if the image was calibrated, else at the 
 ImagerPixelSpacing, at the detector; NominalScannedPixelSpacing, on the film that was scanned; unknown: 1, as in a PNG.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

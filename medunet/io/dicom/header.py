@@ -1,7 +1,5 @@
 """Headers of DICOM files and their frames, checked before a pixel is used."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Mapping

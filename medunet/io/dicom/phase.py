@@ -8,8 +8,6 @@ Phases are distinguished by the first of these that works, because vendors diffe
 3. the order of InstanceNumber, if it counts volume by volume or position by position (GE, Canon, Toshiba).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path

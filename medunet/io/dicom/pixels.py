@@ -1,7 +1,5 @@
 """Values of DICOM frames: rescaled slice by slice, with padding that stays within the image's values."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

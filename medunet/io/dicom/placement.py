@@ -7,8 +7,6 @@ A mosaic is one image with the slices of a volume as tiles::
     6 . .      CSA header's normal.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

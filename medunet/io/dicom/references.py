@@ -1,7 +1,5 @@
 """The DICOM slices that a volume was read from, and what DICOM SEG and RTSTRUCT share when they refer to them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from io import BytesIO

@@ -1,7 +1,5 @@
 """DICOM RT Structure Sets: contours in the planes of slices, written and read by pydicom."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime

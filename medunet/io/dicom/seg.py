@@ -1,7 +1,5 @@
 """DICOM Segmentation objects: written by highdicom, read by pydicom alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DICOM as a volume: a folder of slices, a multi-frame file, a DICOMDIR, or one slice as a 2D image."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """DICOM Structured Reports (TID 1500) with the measurements of the segments of a DICOM SEG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any

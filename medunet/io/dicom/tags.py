@@ -4,8 +4,6 @@ pydicom's own conversions warn about harmless flaws (a UID with a leading zero) 
 of a series of many slices.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import struct

@@ -1,7 +1,5 @@
 """ZIP archives with one DICOM series, as PACS viewers and web archives export it."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterator

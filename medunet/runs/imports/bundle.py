@@ -1,7 +1,5 @@
 """The bundle that is written for a trained nnU-Net model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The folder of a trained nnU-Net v2 model: which files it has, and what its plan says."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

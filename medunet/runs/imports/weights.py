@@ -1,7 +1,5 @@
 """Checkpoints of nnU-Net: read without running code in them, and renamed for medunet's U-Net."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

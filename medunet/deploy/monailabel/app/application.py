@@ -1,7 +1,5 @@
 """medunet bundles as a MONAI Label app."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

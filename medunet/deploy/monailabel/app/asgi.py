@@ -1,7 +1,5 @@
 """MONAI Label's web application behind the gate, with readable errors."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging

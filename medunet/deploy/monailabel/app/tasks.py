@@ -1,7 +1,5 @@
 """MONAI Label's inference, training, scoring and active learning with medunet."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
