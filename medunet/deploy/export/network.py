@@ -184,7 +184,8 @@ def load_tile_network(bundle: Path, *, trust: bool = False) -> TileNetwork:
     shapes = getattr(reference, "shapes", None)
     if not isinstance(shapes, UNetShapes):
         cause, expected = "the network must declare its input and output sizes", "a network of medunet.networks"
-        raise ConfigError(cause, file=bundle, received=type(reference).__name__, expected=expected)
+        remedy = "`python -m monai.bundle onnx_export` exports networks of other libraries"
+        raise ConfigError(cause, file=bundle, received=type(reference).__name__, expected=expected, remedy=remedy)
     if isinstance(reference, EnsembleLogits):
         members = [fold_batch_norm(member) for member in reference.members]
         module: nn.Module = MeanLogits(members, activation=reference.activation).eval()
