@@ -17,6 +17,7 @@ from medunet.files import check_target, reject_other_files, require_path
 from medunet.resources import find_bundle
 
 SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
+MODEL_HELP = "Folder with plans.json, fold_0, ...; several whose models divide the classes become one bundle."
 ANY_TRAINER_HELP = "Accept a trainer that nnU-Net does not ship, if it builds the network of the plan."
 COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
 
@@ -138,10 +139,11 @@ def tune_inference(
 @examples(
     "medunet bundle import nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres -o hippocampus",
     "medunet bundle import MODEL_FOLDER -o mine --folds 0,1 --checkpoint best",
+    "medunet bundle import ~/.totalsegmentator/nnunet/results/Dataset29[1-5]_*/* -o organs",
 )
 @with_json("bundle import")
 def import_(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_FOLDER", help="Results folder: plans.json, fold_0, ...")],
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL_FOLDER...", help=MODEL_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new bundle.")],
     folds: Annotated[str, typer.Option(metavar="all|0,1", help="Folds to import; several become an ensemble.")] = "all",
     checkpoint: Annotated[Literal["final", "best"], typer.Option(help="Checkpoint of each fold.")] = "final",
@@ -151,10 +153,11 @@ def import_(
 
     Nothing in the model's files is run. Mirroring, which nnU-Net does by default, is off: pass --tta mirror to predict.
     """
-    require_path(model)
+    for folder in models:
+        require_path(folder)
     from medunet.runs.imports import import_nnunet
 
-    done = import_nnunet(model, output, folds=folds, checkpoint=checkpoint, any_trainer=any_trainer)
+    done = import_nnunet(*models, output=output, folds=folds, checkpoint=checkpoint, any_trainer=any_trainer)
     print_json(
         bundle=done.folder,
         network=done.network,

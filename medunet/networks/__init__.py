@@ -8,5 +8,6 @@ from .batch_norm import SynchronizedBatchNorm as SynchronizedBatchNorm
 from .batch_norm import synchronize_norms as synchronize_norms
 from .foreign import only_tensor as only_tensor
 from .foreign import window_dependence as window_dependence
+from .joint import JointNetwork as JointNetwork
 from .shapes import UNetShapes as UNetShapes
 from .unet import UNet as UNet

@@ -76,7 +76,7 @@ def test_labels_equal_those_of_nnunet(name: str, tmp_path: Path) -> None:
     files = [tmp_path / f"case_{index:04}.nii.gz" for index in range(channels)]
     for file, image in zip(files, images, strict=True):
         write_scan(file, image, spacing)
-    import_nnunet(model, tmp_path / "bundle")
+    import_nnunet(model, output=tmp_path / "bundle")
     for tta in (None, "mirror"):
         predictor = Predictor(tmp_path / "bundle", output_dir=tmp_path / str(tta), tta=tta, **EXACT)
         path = predictor.predict_case([str(file) for file in files] if channels > 1 else files[0])
@@ -111,7 +111,7 @@ def test_pictures_in_colour_give_the_same_labels(tmp_path: Path) -> None:
     )
     colours = np.random.default_rng(0).integers(0, 256, (50, 37, 3)).astype(np.uint8)
     Image.fromarray(colours).save(tmp_path / "case.png")
-    import_nnunet(model, tmp_path / "bundle")
+    import_nnunet(model, output=tmp_path / "bundle")
     predictor = Predictor(tmp_path / "bundle", output_dir=tmp_path / "out", **EXACT)
     labels = np.asarray(Image.open(predictor.predict_case(tmp_path / "case.png")))
     expected = predict(model, colours.transpose(2, 0, 1)[:, None], (999.0, 1.0, 1.0))[0]
@@ -119,9 +119,51 @@ def test_pictures_in_colour_give_the_same_labels(tmp_path: Path) -> None:
 
 
 def test_an_imported_bundle_passes_the_checks_of_bundles(tmp_path: Path) -> None:
-    done = import_nnunet(write_model(tmp_path, folds=(0, 1)), tmp_path / "bundle")
+    done = import_nnunet(write_model(tmp_path, folds=(0, 1)), output=tmp_path / "bundle")
     assert done.folds == ("0", "1")
     assert set(verify_bundle(tmp_path / "bundle").values()) == {None}
+
+
+def _parts(folder: Path, **options: Any) -> list[Path]:
+    """Write two models that divide the classes, with intensities of their own, as TotalSegmentator's."""
+    ct: dict[str, Any] = {"normalisation": ("CTNormalization",), "trainer": "nnUNetTrainerNoMirroring", "mirror": ()}
+    names = ({"background": 0, "liver": 1, "spleen": 2}, {"background": 0, "aorta": 1})
+    parts = [write_model(folder / f"Dataset29{i}", labels=names[i], **ct, **options) for i in range(2)]
+    numbers = {"mean": 110.0, "std": 20.0, "percentile_00_5": 30.0, "percentile_99_5": 150.0}
+    _edit(parts[1] / "plans.json", foreground_intensity_properties_per_channel={"0": numbers})
+    for file in parts[0].glob("fold_*/checkpoint_final.pth"):
+        content = torch.load(file, weights_only=False)
+        content["network_weights"]["decoder.seg_layers.1.bias"] += torch.tensor([0.5, 1.0, -0.5])  # all classes occur
+        torch.save(content, file)
+    return parts
+
+
+def test_models_that_divide_the_classes_become_one_bundle(tmp_path: Path) -> None:
+    parts, image = _parts(tmp_path / "results"), scan((22, 30, 26))
+    write_scan(tmp_path / "case.nii.gz", image, (1.0, 1.0, 1.0))
+    done = import_nnunet(*parts, output=tmp_path / "bundle")
+    assert done.labels == ("background", "liver", "spleen", "aorta")
+    assert set(verify_bundle(tmp_path / "bundle").values()) == {None}
+    predictor = Predictor(tmp_path / "bundle", output_dir=tmp_path / "out", **EXACT)
+    labels = np.asarray(nib.load(predictor.predict_case(tmp_path / "case.nii.gz")).dataobj).transpose(2, 1, 0)
+    first, second = (predict(part, image[None], (1.0, 1.0, 1.0), mirror=False) for part in parts)
+    allowed = np.stack([np.where((first > 0) & (second > 0), first, first + 3 * second), first + 3 * second])
+    allowed[1][(first > 0) & (second > 0)] = 3
+    assert {*np.unique(labels)} == {0, 1, 2, 3}
+    # sums of logits are rounded to float16, and these are sums of differences: random networks have 0.2 % of ties
+    assert (labels != allowed).all(axis=0).mean() <= 4e-3
+
+
+def test_models_that_do_not_belong_together_are_rejected(tmp_path: Path) -> None:
+    parts = _parts(tmp_path / "results", folds=(0, 1))
+    _edit(parts[1] / "dataset.json", labels={"background": 0, "spleen": 1})
+    with pytest.raises(MedunetError, match=r"two models have the same class .*spleen"):
+        import_nnunet(*parts, output=tmp_path / "bundle")
+    _edit(parts[1] / "dataset.json", labels={"background": 0, "aorta": 1})
+    (parts[1] / "fold_1" / "checkpoint_final.pth").unlink()
+    with pytest.raises(MedunetError, match="another folds cannot become one bundle"):
+        import_nnunet(*parts, output=tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 class _Runs:
@@ -155,7 +197,7 @@ def test_a_model_that_cannot_be_imported_writes_nothing(break_it: Any, message: 
     model = write_model(tmp_path / "model")
     break_it(model, model / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(MedunetError, match=message):
-        import_nnunet(model, tmp_path / "bundle")
+        import_nnunet(model, output=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     assert not Path("was_run").exists()
 
@@ -175,13 +217,13 @@ def test_an_unknown_part_of_a_plan_is_named(changes: dict[str, Any], message: st
     plans["configurations"]["base"] |= changes
     _edit(model / "plans.json", **plans)
     with pytest.raises(MedunetError, match=message):
-        import_nnunet(model, tmp_path / "bundle")
+        import_nnunet(model, output=tmp_path / "bundle")
 
 
 def test_folds_that_were_not_trained_are_named(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     with pytest.raises(MedunetError, match=r"no such fold.*3"):
-        import_nnunet(model, tmp_path / "bundle", folds="0,3")
+        import_nnunet(model, output=tmp_path / "bundle", folds="0,3")
 
 
 def test_training_data_become_a_raw_folder_of_nnunet(cells: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The bundle that is written for a trained nnU-Net model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from medunet.runs.ensemble import with_members
 from medunet.runtime import save_weights
 from medunet.trust import adopt, record_weights, require_trust
 
+from .joint import Part, join
 from .model import FOLDS, NnunetModel, network_def, read_model
-from .weights import Checkpoint, convert_weights, read_checkpoint
+from .weights import convert_weights, read_checkpoint
 
 # Trainers of nnU-Net that build the network of the plan, as words of their names: nnUNetTrainer_250epochs_NoMirroring
 _WORDS = (
@@ -44,9 +44,8 @@ class ImportedBundle:
 
 
 def import_nnunet(
-    model_folder: Path,
+    *model_folders: Path,
     output: Path,
-    *,
     folds: str = "all",
     checkpoint: str = "final",
     any_trainer: bool = False,
@@ -54,7 +53,7 @@ def import_nnunet(
     """Write a bundle that predicts as a trained nnU-Net v2 model does; nothing of the model's code is run.
 
     Args:
-        model_folder: Folder with `plans.json`, `dataset.json` and `fold_*`.
+        model_folders: Folder with `plans.json`, `dataset.json` and `fold_*`; several if they divide the classes.
         output: Folder of the bundle.
         folds: `all` that were trained, or their numbers: `0,1`.
         checkpoint: `final` or `best`.
@@ -67,8 +66,29 @@ def import_nnunet(
     """
     reject_other_files(output, own="configs")
     check_target(output)
-    plan = read_model(model_folder) if "__" in model_folder.resolve().name else None
-    paths = _checkpoints(model_folder, folds, checkpoint)
+    parts = [_read(folder, folds, checkpoint, any_trainer) for folder in model_folders]
+    model = parts[0] if len(parts) == 1 else join(parts)
+    count = len(model.weights)
+    files = _texts(model)
+    with claim(output):
+        names = ["model"] if count == 1 else [f"fold_{number}" for number in range(count)]
+        for name, weights in zip(names, model.weights, strict=True):
+            save_weights(weights, output / "models" / f"{name}.pt")
+        write_bundle(files, output)
+        record_weights(output, to_text=to_json)
+        adopt(output)
+    plan, first = model.plan, model.first
+    patch = " x ".join(map(str, plan.by_image(plan.configuration["patch_size"])))
+    words = f"{plan.architecture['kind']}, {plan.dims}D, {plan.architecture['n_stages']} levels, patch {patch}"
+    if len(parts) > 1:
+        words = f"{len(parts)} networks: {words}"
+    return ImportedBundle(output, words, model.folds, first.trainer, 2 ** len(first.mirror_axes), _class_names(plan))
+
+
+def _read(folder: Path, folds: str, kind: str, any_trainer: bool) -> Part:
+    """Read one model folder, and convert its weights."""
+    plan = read_model(folder) if "__" in folder.resolve().name else None
+    paths = _checkpoints(folder, folds, kind)
     checkpoints = [read_checkpoint(path) for path in paths.values()]
     first = checkpoints[0]
     for other in checkpoints[1:]:
@@ -83,26 +103,15 @@ def import_nnunet(
             remedy="pass --any-trainer if it only changes the training",
         )
     if plan is None or plan.name != first.configuration:
-        plan = read_model(model_folder, first.configuration)
+        plan = read_model(folder, first.configuration)
     definition = network_def(plan)
     if any("running_mean" in name for name in first.weights):  # nnUNetTrainerBN ignores the plan here
         definition["norm"] = ["batch", definition["norm"][1]]
     arguments = {key: value for key, value in definition.items() if key != "_target_"}
     arguments |= {"in_channels": len(plan.channels), "out_channels": plan.out_channels}
     network = UNet(**arguments)
-    members = [convert_weights(one, network, plan) for one in checkpoints]
-
-    files = _texts(plan, definition, first, numbers=range(len(members)))
-    with claim(output):
-        names = ["model"] if len(members) == 1 else [f"fold_{number}" for number in range(len(members))]
-        for name, weights in zip(names, members, strict=True):
-            save_weights(weights, output / "models" / f"{name}.pt")
-        write_bundle(files, output)
-        record_weights(output, to_text=to_json)
-        adopt(output)
-    patch = " x ".join(map(str, plan.by_image(plan.configuration["patch_size"])))
-    words = f"{plan.architecture['kind']}, {plan.dims}D, {len(definition['channels'])} levels, patch {patch}"
-    return ImportedBundle(output, words, tuple(paths), first.trainer, 2 ** len(first.mirror_axes), _class_names(plan))
+    weights = [convert_weights(one, network, plan) for one in checkpoints]
+    return Part(plan, first, tuple(paths), definition, weights, plan.normalisation)
 
 
 def _class_names(plan: NnunetModel) -> tuple[str, ...]:
@@ -131,11 +140,9 @@ def _checkpoints(folder: Path, folds: str, kind: str) -> dict[str, Path]:
     return present
 
 
-def _texts(
-    plan: NnunetModel, definition: dict[str, Any], first: Checkpoint, *, numbers: Sequence[int]
-) -> dict[str, str]:
+def _texts(model: Part) -> dict[str, str]:
     """Return the texts of the bundle by path."""
-    values = _values(plan, definition, first)
+    plan, first, values = model.plan, model.first, _values(model)
     base = find_bundle(f"unet_{plan.image_dims}d")
     name, shown = plan.plans.get("dataset_name", "a data set"), ", ".join(_class_names(plan))
     about = {
@@ -151,7 +158,8 @@ def _texts(
     ids = ("network_def", "patch_size", "spacing_mm", "steps::normalize", "label_values", "tta_axes")
     decisions = [Decision(id_, values[id_], REASON) for id_ in ids if id_ in values]
     configs, files = derive(require_trust(base), values, metadata=about, decisions=decisions, define=True)
-    if len(numbers) > 1:
+    if len(model.weights) > 1:
+        numbers = range(len(model.weights))
         for workflow in ("evaluate", "inference"):
             configs[workflow] = with_members(configs[workflow], numbers, "none")
             check_config(configs[workflow], source=f"{workflow}.json")
@@ -161,8 +169,9 @@ def _texts(
     return files
 
 
-def _values(plan: NnunetModel, definition: dict[str, Any], first: Checkpoint) -> dict[str, Any]:
+def _values(model: Part) -> dict[str, Any]:
     """Return the overlay of the bundle `unet_2d` or `unet_3d`."""
+    plan, first = model.plan, model.first
     order, regions = plan.permutation, plan.labels.regions
     patch = [int(n) for n in plan.by_image(plan.configuration["patch_size"])]
     seen = [axis for axis in range(plan.image_dims) if axis != plan.slice_axis]  # axes of the image, for the network
@@ -187,7 +196,7 @@ def _values(plan: NnunetModel, definition: dict[str, Any], first: Checkpoint) ->
         "spacing": "@spacing_mm",
         "mode": "@grid_modes",
     }
-    normalize = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": plan.normalisation}
+    normalize = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": model.normalisation}
     steps = ["@steps#crop_nonzero", "@steps#normalize", "@steps#spacing"]
     return {
         "in_channels": len(plan.channels),
@@ -196,7 +205,7 @@ def _values(plan: NnunetModel, definition: dict[str, Any], first: Checkpoint) ->
         "region_names": [region.name for region in regions],
         "region_values": [list(region.values) for region in regions],
         "regions_class_order": [region.written for region in regions],
-        "network_def": definition,
+        "network_def": model.definition,
         "patch_size": patch,
         "tile_size": patch,
         "spacing_mm": plan.spacing,
