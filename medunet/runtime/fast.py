@@ -190,7 +190,8 @@ def convert_network(network: nn.Module, form: Form) -> nn.Module:
     for tensor in copied.parameters() if form.channels_last else ():
         if tensor.ndim in _LAYOUTS:
             tensor.data = tensor.data.contiguous(memory_format=_LAYOUTS[tensor.ndim])
-    return torch.compile(copied, dynamic=False) if form.backend == "compile" else copied  # type: ignore[return-value]
+    # the second window size compiles once more, for all sizes; one graph per size would end at dynamo's limit of eight
+    return torch.compile(copied) if form.backend == "compile" else copied  # type: ignore[return-value]
 
 
 def convert_image(image: torch.Tensor, form: Form) -> torch.Tensor:

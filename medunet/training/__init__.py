@@ -14,6 +14,7 @@ from .data import DataLoader as DataLoader
 from .data import Draw as Draw
 from .data import IntensityHandler as IntensityHandler
 from .data import RepeatSampler as RepeatSampler
+from .data import loader_workers as loader_workers
 from .handlers import HISTORY_NAME as HISTORY_NAME
 from .handlers import OBJECT_METRICS as OBJECT_METRICS
 from .handlers import EarlyStop as EarlyStop

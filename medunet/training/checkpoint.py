@@ -3,13 +3,16 @@
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from ignite.engine import Engine, Events
+from torch.utils._pytree import tree_map_only
 
 from medunet.errors import ConfigError, DataError
 from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
@@ -27,6 +30,7 @@ PREVIOUS_NAME = "previous.pt"  # the file before the last one, used if the last 
 
 FIXED = ("initial_lr", "max_lr", "weight_decay")  # values of optimizers and schedules that stay the same during a run
 LENGTHS = ("total_steps", "total_iters", "T_max")  # values of schedules that are their length
+GPU_SECONDS = 60.0  # between two checkpoints on a GPU, where an epoch may take a second and writing it as long
 SPARE_COPIES = 3  # checkpoints that must fit on the disk: a new one, the last one and the previous one
 
 
@@ -95,6 +99,9 @@ class CheckpointHandler:
     ``keep="last"`` those of the last validation, and those of the last epoch if nothing is validated. Files are
     written atomically. Training does not start unless there is room for them on the disk.
 
+    On a GPU a thread writes the files while training continues: after a validation, after the last epoch, and after
+    any other epoch if `GPU_SECONDS` have passed.
+
     Args:
         folder: where to write.
         network: the bare network (not wrapped for distributed training).
@@ -138,6 +145,9 @@ class CheckpointHandler:
         self.best_metric: float | None = None
         self.best_epoch = 0
         self.kept_epoch = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._saved = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the resumed epoch."""
@@ -156,6 +166,7 @@ class CheckpointHandler:
             DataError: The folder cannot be written or has no room, or ``last.pt`` and ``previous.pt`` are damaged.
             ConfigError: The run started with another learning rate or number of steps.
         """
+        self._saved = time.monotonic()
         # registered only now, to run after all other handlers of an epoch (validation, schedule, history)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
@@ -253,14 +264,22 @@ class CheckpointHandler:
         engine.state.kept_epoch, engine.state.best_epoch = self.kept_epoch, self.best_epoch
 
     def save(self, engine: Any) -> None:
-        """Write the files of the completed epoch."""
+        """Write the files of the completed epoch; on a GPU start to write them if it is time.
+
+        Raises:
+            DataError: These files, or on a GPU those before them, cannot be written.
+        """
         epoch = engine.state.epoch
         self.choose(engine)
-        if not self.is_writer:
+        is_finished = bool(engine.should_terminate) or epoch >= engine.state.max_epochs
+        is_validated = self.validator is not None and self.validator.state.epoch == epoch
+        device = next(self.network.parameters()).device
+        is_due = device.type != "cuda" or is_validated or time.monotonic() - self._saved >= GPU_SECONDS
+        if not (self.is_writer and (is_due or is_finished)):
             return
+        best = None
         if self.kept_epoch == epoch:
             best = self.network.state_dict() if self.average is None else self.average.weights()
-            save_weights(best, self.folder / BEST_NAME)
         state = {
             "model": self.network.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),
@@ -270,11 +289,26 @@ class CheckpointHandler:
             "epoch": epoch,
             "iteration": engine.state.iteration,
             "stopped": bool(engine.should_terminate),  # by EarlyStop
-            "finished": bool(engine.should_terminate) or epoch >= engine.state.max_epochs,
+            "finished": is_finished,
             "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
             "kept_epoch": self.kept_epoch,
         }
+        if device.type != "cuda":
+            self._write(best, state)
+            return
+        if self._writing is not None:
+            self._writing.result()
+        # the copies are in pinned memory; the next step changes the originals
+        best, state = tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", non_blocking=True), (best, state))
+        torch.cuda.synchronize(device)
+        self._writing, self._saved = self._thread.submit(self._write, best, state), time.monotonic()
+        if is_finished:
+            self._writing.result()
+
+    def _write(self, best: Mapping[str, Any] | None, state: Mapping[str, Any]) -> None:
+        if best is not None:
+            save_weights(best, self.folder / BEST_NAME)
         keep_as(self.folder / LAST_NAME, self.folder / PREVIOUS_NAME)
         save_checkpoint(state, self.folder / LAST_NAME)
 

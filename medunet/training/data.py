@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ignite.handlers import Timer
 from torch.utils.data import Sampler
 
 from medunet import errors
-from medunet.datasets import image_digest, prune_store
+from medunet.datasets import image_digest, prune_store, usable_cores
 from medunet.errors import DataError, MedunetError
 from medunet.files import write_atomically
 from medunet.transforms import BatchIntensity
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TRAINED_ON_NAME = "trained_on.json"  # digest of the image of each training case, by case name
 STARVED = 0.2  # share of the time spent waiting for data above which a warning is logged
+MAX_WORKERS = 32  # processes that load data for one GPU; more of them only take memory
 SEEDS = 2**32  # exclusive bound of the seeds that NumPy takes
 
 
@@ -80,6 +82,15 @@ class RepeatSampler(Sampler[int]):
         seeds = torch.randint(SEEDS, (total,), generator=generator)
         pairs = torch.stack([order, seeds], dim=1)[self.rank :: self.world_size].tolist()
         return (Draw(index, seed) for index, seed in pairs)
+
+
+def loader_workers(device: torch.device) -> int:
+    """Return how many processes load data: none on a CPU, whose cores the network needs; on a GPU all cores but two.
+
+    Several processes of `torchrun` share the cores.
+    """
+    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return 0 if device.type == "cpu" else min(max(1, cores - 2), MAX_WORKERS)
 
 
 class DataLoader(monai.data.DataLoader):

@@ -93,7 +93,7 @@ class HistoryHandler:
         self.resume = resume
         self.is_writer = is_writer
         self.epochs: list[dict[str, Any]] = []
-        self._losses: list[float] = []
+        self._losses: list[torch.Tensor] = []  # on their device until the epoch ends: no step waits for them
         self._started = self._last_step = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -122,7 +122,8 @@ class HistoryHandler:
         """Add the epoch and write the file."""
         state = engine.state
         terms = getattr(state, "loss_terms", {})
-        means = mean_of_processes({"": math.fsum(self._losses) / max(len(self._losses), 1), **terms})
+        losses = finite_values(self._losses)
+        means = mean_of_processes({"": math.fsum(losses) / max(len(losses), 1), **terms})
         entry: dict[str, Any] = {
             "epoch": state.epoch,
             "iteration": state.iteration,
@@ -167,11 +168,16 @@ def kept_entry(history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return next((entry for entry in history if entry["epoch"] == epoch), {})
 
 
-def loss_of(engine: Any) -> float:
-    """Return the loss of the iteration; decollating copies it into the output of every case."""
+def loss_of(engine: Any) -> torch.Tensor:
+    """Return the loss of the iteration, on its device; decollating copies it into the output of every case."""
     output = engine.state.output
     loss = (output[0] if isinstance(output, list) else output)["loss"]
-    return float(torch.as_tensor(loss).detach())
+    return torch.as_tensor(loss).detach()
+
+
+def finite_values(values: Sequence[torch.Tensor]) -> list[float]:
+    """Return the finite ones of single numbers, fetched by one copy; losses that overflowed in float16 do not count."""
+    return [value for value in torch.stack(list(values)).tolist() if math.isfinite(value)] if values else []
 
 
 def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
@@ -250,8 +256,8 @@ class LossTerms:
         self._hooks = [part.register_forward_hook(partial(self._record, name)) for name, part in terms.items()]
 
     def _epoch_completed(self, engine: Any) -> None:
-        means = {name: float(torch.stack(values).double().mean()) for name, values in self._values.items()}
-        engine.state.loss_terms = means
+        fetched = {name: finite_values(values) for name, values in self._values.items()}
+        engine.state.loss_terms = {n: float(torch.tensor(v).double().mean()) for n, v in fetched.items() if v}
 
     def _record(self, name: str, module: torch.nn.Module, args: Any, output: Any) -> None:
         if name not in self._seen and isinstance(output, torch.Tensor) and output.numel() == 1:

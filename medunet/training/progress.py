@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .handlers import loss_of
+from .handlers import finite_values, loss_of
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class ProgressHandler:
         state = engine.state
         self._first_iteration = state.iteration
         self._loss = math.nan
+        self._newest: list[torch.Tensor] = []  # losses since the last line, which are fetched when they are shown
         if not self.console.is_terminal:
             logger.info("training: %d epochs of %d steps", state.max_epochs, state.epoch_length)
             return
@@ -104,9 +105,7 @@ class ProgressHandler:
         self._live.start()
 
     def _iteration_completed(self, engine: Any) -> None:
-        loss = loss_of(engine)
-        # an average over about twenty steps, which is steady enough to read
-        self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        self._newest.append(loss_of(engine))
         state, left = engine.state, self._time_left(engine)
         epoch = f"epoch {state.epoch}/{state.max_epochs}"
         if self._live is not None:
@@ -115,21 +114,30 @@ class ProgressHandler:
             return
         step = (state.iteration - 1) % state.epoch_length + 1
         if step < state.epoch_length:
-            self._log(f"{epoch}  step {step}/{state.epoch_length}  loss {self._loss:.3f}  left {left}")
+            place = f"{epoch}  step {step}/{state.epoch_length}"
+            self._log(lambda: f"{place}  loss {self._average_loss():.3f}  left {left}")
 
     def _case_validated(self, engine: Any) -> None:
         if self._live is None:
-            self._log(f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
+            self._log(lambda: f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
 
-    def _log(self, line: str) -> None:
+    def _average_loss(self) -> float:
+        newest, self._newest = self._newest, []
+        for loss in finite_values(newest):
+            # an average over about twenty steps, which is steady enough to read
+            self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        return self._loss
+
+    def _log(self, line: Callable[[], str]) -> None:
         now = time.perf_counter()
         if now - self._last_line >= LOG_SECONDS:
             self._last_line = now
-            logger.info(line)
+            logger.info(line())
 
     def _epoch_completed(self, engine: Any) -> None:
         if self._live is None:
             self._last_line = time.perf_counter()
+            self._average_loss()
             state = engine.state
             entry = state.history[-1]
             scores = " ".join(f"{name} {value:.3f}" for name, value in entry.get("val_dice", {}).items())
@@ -155,7 +163,8 @@ class ProgressHandler:
         bars = BARS if self.console.encoding.lower().startswith("utf") else PLAIN_BARS
         table = Table.grid(padding=(0, 2))
         losses = [entry["loss"] for entry in state.history]
-        newest = losses[-1] if math.isnan(self._loss) and losses else self._loss
+        newest = self._average_loss()
+        newest = losses[-1] if math.isnan(newest) and losses else newest
         table.add_row("loss", f"{newest:.3f}", Text(sparkline(losses, bars=bars)), "")
         for name in self.class_names:
             dice = [entry["val_dice"].get(name, math.nan) for entry in state.history if "val_dice" in entry]

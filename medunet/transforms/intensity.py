@@ -249,6 +249,7 @@ def _linear(images: torch.Tensor, scale: np.ndarray, offset: np.ndarray) -> torc
     if (scale == 1).all() and not offset.any():
         return images
     numbers = torch.as_tensor(np.stack([scale, offset]), dtype=images.dtype)
+    numbers = numbers.pin_memory() if images.is_cuda else numbers  # a copy from other memory waits for the GPU
     a, b = numbers.to(images.device, non_blocking=True).reshape(2, len(images), *[1] * (images.ndim - 1))
     return torch.addcmul(b, images, a)
 

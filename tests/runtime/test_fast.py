@@ -197,11 +197,16 @@ def test_a_window_that_overflows_in_float16_is_computed_in_float32(caplog):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_output(caplog):
-    network, image = make_network(3), torch.randn(1, 1, 32, 32, 32)
+def test_a_compiled_network_gives_the_same_output_for_all_sizes(caplog):
+    network = make_network(2)
     fast = FastNetwork(network, dtype="float32", backend="compile").eval()
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     with torch.inference_mode(), caplog.at_level(logging.ERROR):
-        torch.testing.assert_close(fast(image), network(image), atol=1e-4, rtol=1e-4)
+        for size in [(64, 64), (80, 64), (64, 96), (48, 112), (128, 48)]:
+            image = torch.randn(1, 1, *size)
+            torch.testing.assert_close(fast(image), network(image), atol=1e-4, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3  # one of them for the check of the form
 
 
 def test_openvino_gives_the_same_output():

@@ -149,7 +149,8 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
                 with _disable_current_modes():
                     result = result.clone()
             if target is None:
-                self.count_wait("device to host")
+                if not non_blocking:  # else the copy is in pinned memory, and an event tells when it is complete
+                    self.count_wait("device to host")
             elif not (self.is_pinned(tensor) and non_blocking):
                 self.count_wait(UPLOAD)
         return self.mark(result, target)
@@ -279,6 +280,26 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
             with _Dispatch(me):
                 real_run(thread)
 
+        class Event:
+            def __init__(self, **_: Any) -> None:
+                pass
+
+            def record(self, stream: Any = None) -> None:
+                pass
+
+            def synchronize(self) -> None:
+                me.count_wait("event")
+
+        real_group = torch._C._group_tensors_by_device_and_dtype
+
+        def group(lists: Any, *args: Any) -> Any:
+            groups = real_group(lists, *args)
+            return {(found[0][0][0].device, dtype): found for (_, dtype), found in groups.items()}
+
+        self._set(torch.cuda, "Event", Event)
+        self._set(torch._C, "_group_tensors_by_device_and_dtype", group)
+        self._set(torch.accelerator, "is_available", lambda: True)  # the DataLoader pins batches
+        self._set(torch.accelerator, "current_accelerator", lambda check_available=False: None)
         self._set(torch, "Generator", Generator)
         self._set(torch, "load", load)
         self._set(torch.amp.autocast_mode.autocast, "__init__", autocast)

@@ -51,14 +51,15 @@ def make_trainer() -> Callable[..., Trainer]:
         dropout: float = 0.0,
         dataset: Any = None,
         workers: int = 0,
+        device: str = "cpu",
         **options: Any,
     ) -> Trainer:
         torch.manual_seed(1)
         layers = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1)
-        network = torch.nn.Sequential(*layers, torch.nn.Dropout(dropout))
-        device, dataset = torch.device("cpu"), Dataset(items()) if dataset is None else dataset
+        network = torch.nn.Sequential(*layers, torch.nn.Dropout(dropout)).to(device)
+        dataset = Dataset(items()) if dataset is None else dataset
         validator = Evaluator(
-            device=device,
+            device=torch.device(device),
             val_data_loader=DataLoader(Dataset(items()[:2]), batch_size=1),
             network=network,
             key_val_metric={"dice": MeanDice(num_classes=2, output_transform=from_engine(["pred", "label"]))},
@@ -75,9 +76,9 @@ def make_trainer() -> Callable[..., Trainer]:
             ValidationHandler(interval=interval, validator=validator),
             EarlyStop(patience, validator=validator, interval=interval),
         ]
-        defaults = {"loss_function": cross_entropy, "autocast_dtype": "float32", "decollate": False}
+        defaults = {"loss_function": cross_entropy, "autocast_dtype": "float32"}
         return Trainer(
-            device=device,
+            device=torch.device(device),
             max_epochs=epochs,
             train_data_loader=DataLoader(dataset, workers, batch_size=2, sampler=sampler),
             network=network,

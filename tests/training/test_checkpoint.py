@@ -4,15 +4,26 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from simulated_cuda import SimulatedCuda
 
 from medunet.errors import ConfigError, DataError
 from medunet.runtime import load_checkpoint, save_checkpoint, transfer_weights
-from medunet.training import BEST_NAME, LAST_NAME, CheckpointHandler, HistoryHandler, Trainer, WeightAverage, kept_entry
+from medunet.training import (
+    BEST_NAME,
+    LAST_NAME,
+    CheckpointHandler,
+    HistoryHandler,
+    Trainer,
+    WeightAverage,
+    checkpoint,
+    kept_entry,
+)
+from medunet.training.checkpoint import PREVIOUS_NAME
 
 METRICS = {1: 0.6, 2: None, 3: 0.8, 4: 0.7, 5: None}  # by epoch; None: not validated
 Make = Callable[..., Trainer]
@@ -115,6 +126,39 @@ def test_a_resumed_run_has_the_weights_and_the_average_of_an_uninterrupted_one(
         assert parts["average"]["steps"] == through["average"]["steps"]
         assert same(parts["average"]["average"], through["average"]["average"])
     assert same(*(load_checkpoint(tmp_path / name / BEST_NAME)["model"] for name in ("through", "parts")))
+
+
+def test_on_a_gpu_checkpoints_follow_validations_and_time(
+    tmp_path: Path, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str, **options: Any) -> list[int]:
+        """Train and return the epochs of the checkpoints."""
+        written: list[int] = []
+
+        def save(state: dict[str, Any], path: Path) -> None:
+            written.append(state["epoch"])
+            save_checkpoint(state, path)
+
+        monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+        make_trainer(tmp_path / name, epochs=5, interval=3, **options).run()
+        return written
+
+    assert run("cpu") == [1, 2, 3, 4, 5]
+    with SimulatedCuda():
+        assert run("cuda", device="cuda") == [3, 5]
+        monkeypatch.setattr(checkpoint, "GPU_SECONDS", 0.0)
+        assert run("often", device="cuda") == [1, 2, 3, 4, 5]
+    for file in (BEST_NAME, LAST_NAME):  # the simulation computes on the CPU
+        expected = load_checkpoint(tmp_path / "cpu" / file)["model"]
+        assert all(same(load_checkpoint(tmp_path / name / file)["model"], expected) for name in ("cuda", "often"))
+    assert load_checkpoint(tmp_path / "often" / PREVIOUS_NAME)["epoch"] == 4
+
+    def fail(*_: Any) -> None:
+        raise DataError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fail)
+    with SimulatedCuda(), pytest.raises(DataError, match="no space left"):
+        make_trainer(tmp_path / "full", epochs=3, device="cuda").run()
 
 
 @pytest.mark.parametrize(

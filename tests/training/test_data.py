@@ -15,7 +15,7 @@ from monai.transforms import MapTransform, RandGaussianNoised, RandomizableTrait
 
 from medunet.datasets import StoreDataset
 from medunet.errors import DataError
-from medunet.training import DataHandler, DataLoader, Draw, HistoryHandler, RepeatSampler, Trainer
+from medunet.training import DataHandler, DataLoader, Draw, HistoryHandler, RepeatSampler, Trainer, loader_workers
 from medunet.transforms import RandDeformd
 
 # from Python 3.12 on, and where there are fewer cores than workers
@@ -142,3 +142,11 @@ def test_cases_without_any_class_are_rejected(tmp_path: Path) -> None:
     cases = [{"image": np.ones((1, 4, 4), np.float32), "label": np.zeros((1, 4, 4)), "name": "a"}] * 2
     with pytest.raises(DataError, match="2 cases, all of them background"):
         DataHandler([StoreDataset(cases, [], store_dir=tmp_path)]).start(None)
+
+
+def test_a_gpu_has_all_cores_but_two_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medunet.training.data.usable_cores", lambda: 16)
+    assert loader_workers(torch.device("cpu")) == 0
+    assert loader_workers(torch.device("cuda")) == 14
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert loader_workers(torch.device("cuda")) == 1
