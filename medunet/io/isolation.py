@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 MEMORY_SHARE = 0.5  # part of the machine's memory that reading may take
 LONGEST_SECONDS = 300.0  # per file; the largest CT from a slow drive takes a tenth
-START_SECONDS = 120.0  # until the child has imported its modules; a second on an idle machine
+START_SECONDS = 300.0  # until the child has imported its modules; a second on an idle machine, minutes on a busy one
 SWITCH = "MEDUNET_ISOLATE"  # environment variable: 1 reads all images in a child process by default
 
 _GRACE_SECONDS = 5  # a child whose parent has died ends itself so much after its time limit
@@ -81,8 +81,13 @@ class ReadingProcess:
             link = self._ensure()
             try:
                 if not self._is_ready:
+                    is_in_time = link.poll(START_SECONDS)
                     with contextlib.suppress(EOFError):
-                        self._is_ready = link.poll(START_SECONDS) and link.recv() == "ready"
+                        self._is_ready = is_in_time and link.recv() == "ready"
+                    if not is_in_time:
+                        self._stop()
+                        limit = f"at most {START_SECONDS:g} s"
+                        raise ConfigError("the reading process starts too slowly", expected=limit)
                     if not self._is_ready:
                         raise ConfigError("the reading process could not be started", received=_exit_text(self._stop()))
                 link.send((read, Path.cwd(), path, args, self.seconds))

@@ -6,19 +6,30 @@ from medunet.transforms import InstanceTarget
 
 from .adapt import DEFAULT_TARGET, instance_values
 from .fingerprint import Fingerprint
-from .topology import Decision
+from .topology import MAX_COARSENING, Decision
 
 RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
 REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
 REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
+LARGE_DIAMETER = 60.0  # pixels; the median object of 2D images is not made smaller
 
 
-def instances(data: Fingerprint) -> list[Decision]:
-    """Choose what separates touching objects from their sizes and contacts."""
+def shrinking(data: Fingerprint) -> tuple[float, str]:
+    """Return the factor by which 2D images with large objects are made smaller, and the figures it follows from."""
+    if not data.objects or len(set(data.spacings_mm)) > 1:
+        return 1.0, ""
+    diameter = _diameter(data.objects["median_voxels"], 2)
+    numbers = f"median diameter {diameter:.0f} pixels, at least {LARGE_DIAMETER:g} on the grid of the network"
+    return round(min(max(diameter / LARGE_DIAMETER, 1.0), MAX_COARSENING), 2), numbers
+
+
+def instances(data: Fingerprint, factor: float = 1.0) -> list[Decision]:
+    """Choose what separates touching objects from their sizes and contacts, on images smaller by `factor`."""
     objects = data.objects
     diameter = _diameter(objects["median_voxels"], data.spatial_dims)
     touching = 100 * objects["touching_fraction"]
     numbers = f"{objects['count']:,.0f} objects, median diameter {diameter:.0f} pixels, {touching:.3g} % touch another"
+    diameter /= factor
     if objects["touching_fraction"] < RARE_CONTACT:
         target: InstanceTarget = "gap"
         reason = "objects hardly touch: background separates them, with high weights where it is thin"

@@ -20,7 +20,7 @@ from medunet.units import GB
 from . import choices
 from .adapt import region_values
 from .fingerprint import Fingerprint
-from .instances import instances
+from .instances import instances, shrinking
 from .probe import StepCost, measure_step, training_bytes
 from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
@@ -91,14 +91,16 @@ def plan(
     budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
-    if fingerprint.spatial_dims == 3:
+    if fingerprint.spatial_dims == 3 or grid.factor > 1:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
+    if grid.factor > 1:
+        decisions.append(Decision("image_steps", ["@steps#spacing", "@steps#normalize"], grid.reason))
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
     flips = mirroring[0].value
     decisions += [*mirroring, *choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=is_flat)]
     decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
-    decisions += instances(fingerprint) if dataset.instances else choices.loss(fingerprint, config["loss"])
+    decisions += instances(fingerprint, grid.factor) if dataset.instances else choices.loss(fingerprint, config["loss"])
 
     base = apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS})
     available = memory or free_memory(target)
@@ -195,8 +197,11 @@ def choose_grid(data: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
     """Return the grid to which all images are resampled."""
     images = np.array(choices.cropped_shapes(data))
     if data.spatial_dims == 2:
-        size = tuple(int(n) for n in np.median(images, axis=0))
-        return Spacing((1.0, 1.0), size, "2D images are not resampled", "")
+        factor, numbers = shrinking(data)
+        size = tuple(round(n / factor) for n in np.median(images, axis=0))
+        spacing = tuple(float(f"{factor * length:.4g}") for length in data.spacings_mm[0])
+        reason = "objects are large: with smaller images the network sees whole objects, and a step costs less"
+        return Spacing(spacing, size, reason, numbers, factor)
     thinnest = data.thinnest
     return target_spacing(
         data.spacings_mm,

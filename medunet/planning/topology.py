@@ -76,6 +76,7 @@ class Spacing:
     size: tuple[int, ...]  # voxels of the median image on it
     reason: str
     numbers: str  # figures it was computed from
+    factor: float = 1.0  # by which 2D images with large objects are made smaller
 
 
 def target_spacing(

@@ -141,6 +141,24 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert set(item["object_classes"][1:]) <= set(range(1, classes + 1))
 
 
+def test_images_with_large_objects_are_made_smaller_for_the_network(tmp_path: Path) -> None:
+    for case in range(3):
+        numbers = np.zeros((250, 261), np.uint16)
+        numbers[10 + case : 130, 5:125], numbers[10:130, 125:245] = 1, 2
+        write_volume((numbers > 0).astype(np.uint8) * 200, tmp_path / f"data/images/c{case}.png")
+        write_volume(numbers, tmp_path / f"data/labels/c{case}.png")
+    (tmp_path / "data/dataset.json").write_text(json.dumps({"instances": True}))
+    planned = plan_bundle(tmp_path / "data", tmp_path / "bundle", device="cpu", measure=False)
+    assert planned.plan.values["spacing_mm"] == pytest.approx([2.25, 2.25], abs=0.02)  # a square of 120 is a disc of 135
+    changes = narrow(planned.folder, patch_size=[64, 64], batch_size=2, steps_per_epoch=10, epochs=2)
+    options: dict[str, Any] = {"changes": changes, "device": "cpu", "tracking_uri": ""}
+    run = train_bundle(planned.folder, tmp_path / "data", tmp_path / "run", **options).run
+    item = Predictor(run, output_dir=tmp_path / "out", device="cpu").decide(tmp_path / "data/images/c0.png")
+    assert item["image"].shape == (1, 111, 116)
+    assert item["prob"].shape == (2, 250, 261)
+    assert item["prob"][0, 20:120, 15:235].mean() > 0.05 + item["prob"][0, 150:].mean()
+
+
 def test_training_chooses_the_values_that_find_most_objects() -> None:
     ref = np.zeros((40, 60), np.int32)
     ref[5:35, 5:30], ref[5:35, 30:55] = 1, 2
