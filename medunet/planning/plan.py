@@ -91,9 +91,10 @@ def plan(
     budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
-    if fingerprint.spatial_dims == 3 or grid.factor > 1:
+    if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
-    if grid.factor > 1:
+    elif grid.factor > 1:
+        decisions.append(Decision("steps::spacing::pixdim", list(grid.spacing_mm), grid.reason, grid.numbers))
         decisions.append(Decision("image_steps", ["@steps#spacing", "@steps#normalize"], grid.reason))
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)

@@ -149,7 +149,9 @@ def test_images_with_large_objects_are_made_smaller_for_the_network(tmp_path: Pa
         write_volume(numbers, tmp_path / f"data/labels/c{case}.png")
     (tmp_path / "data/dataset.json").write_text(json.dumps({"instances": True}))
     planned = plan_bundle(tmp_path / "data", tmp_path / "bundle", device="cpu", measure=False)
-    assert planned.plan.values["spacing_mm"] == pytest.approx([2.25, 2.25], abs=0.02)  # a square of 120 is a disc of 135
+    assert planned.plan.values["steps::spacing::pixdim"] == pytest.approx(
+        [2.25, 2.25], abs=0.02
+    )  # a square of 120 is a disc of 135
     changes = narrow(planned.folder, patch_size=[64, 64], batch_size=2, steps_per_epoch=10, epochs=2)
     options: dict[str, Any] = {"changes": changes, "device": "cpu", "tracking_uri": ""}
     run = train_bundle(planned.folder, tmp_path / "data", tmp_path / "run", **options).run

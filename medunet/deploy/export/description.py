@@ -53,7 +53,7 @@ def describe(
         "regions": [{"name": name, "values": values} for name, values in regions],
         "regions_class_order": value("regions_class_order"),
         "orientation": orientations[0] if orientations else None,
-        "spacing_mm": value("spacing_mm", None) if "spacing" in steps else None,
+        "spacing_mm": value("spacing_mm", steps["spacing"].get("pixdim")) if "spacing" in steps else None,
         "preprocessing": list(steps.values()),
         "postprocessing": [plain(parser, parser[name]) for name in _names(parser, "postprocess_steps")],
         # numbers of objects follow from the maps of the whole image, by medunet.transforms.objects_from_maps
