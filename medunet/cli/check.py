@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 SMALL_MM = 0.01  # below this many mm² or mm³, sizes are in µm² or µm³
+RUN_HELP = "Also list the labels that disagree with the predictions of this cross-validation or evaluated run."
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
 
@@ -35,6 +36,7 @@ def check(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw all cases with their labels into this PNG.")
     ] = None,
+    run: Annotated[Path | None, typer.Option(metavar="RUN", help=RUN_HELP)] = None,
     group_by: opt.GroupBy = None,
     force: opt.Force = False,
     headers: Annotated[bool, typer.Option("--headers", help="Read only headers: fast, without statistics.")] = False,
@@ -46,6 +48,7 @@ def check(
     The exit code is 4 if training would fail, otherwise 0.
     """
     require_path(data)
+    require_path(run)
     if sheet is not None and headers:
         raise ConfigError("--sheet needs the voxels, which --headers does not read")
     require_new(sheet, force=force)
@@ -72,6 +75,10 @@ def check(
             done=lambda: update(advance=1),
             visit=visit if sheet is not None else None,
         )
+    if run is not None and result.dataset is not None:
+        from medunet.runs.audit import audit_labels
+
+        result.findings.extend(audit_labels(result.dataset, run))
     print_json(**result.as_dict())
     _print_tables(result)
     if sheet is not None and pictures.thumbnails and result.dataset is not None:

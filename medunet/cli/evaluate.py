@@ -34,6 +34,7 @@ TOLERANCE_HELP = "Tolerance of the normalised surface Dice in mm, pixels for pic
 SUBGROUPS_HELP = "CSV file with the column case and others, such as site or sex: name the weakest subgroup."
 INSTANCES_HELP = "With --pred: the label maps number objects, so objects are compared. A run knows it."
 EM_HELP = "Also compute V_rand, V_info and warping error. Default: for 2D images with two labels."
+CALIBRATE_HELP = "Only calibrate `predict --review` and `--probabilities` of RUN on cases that it was not trained on."
 OUTPUT_HELP = "Folder for the tables. Default: evaluation or evaluation_NAME in the run, PRED_evaluation with --pred."
 
 COUNTED = ("objects_ref", "objects_pred", "missed", "spurious", "merged", "split")
@@ -76,6 +77,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
     tolerance: Annotated[float, typer.Option(min=0, metavar="MM", help=TOLERANCE_HELP)] = 1.0,
     subgroups: Annotated[Path | None, typer.Option(metavar="FILE", help=SUBGROUPS_HELP)] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help=CALIBRATE_HELP)] = False,
     em: Annotated[bool | None, typer.Option("--em/--no-em", help=EM_HELP)] = None,
     tta: opt.Tta = None,
     device: opt.Device = "auto",
@@ -90,8 +92,20 @@ def evaluate(
     from_files = pred is not None or ref or labels is not None or instances
     folders = [*(() if pred is None else (pred,)), *(ref or ())]
     scoring: dict[str, Any] = {"em": em, "force": force, "tolerance_mm": tolerance, "subgroups": subgroups}
+    if calibrate and (bundle is None or data is None or from_files or cases or output):
+        raise ConfigError("--calibrate needs RUN and --data, and neither --cases nor --output")
     if bundle is not None and data is not None and not from_files:
         folder = find_bundle(bundle)
+        if calibrate:
+            from medunet.runs.review import calibrate as fit_review
+
+            document = fit_review(folder, data, device=device, trust=trust)
+            print_json(**document)
+            typer.echo(
+                f"{document['cases']} {document['source']}: mean error of the expected Dice {document['error']:.3f}"
+            )
+            typer.echo(f"temperature of the probabilities: {document['probabilities']['temperature']:.3g}")
+            return
         from medunet.runs import evaluate_bundle
 
         options: dict[str, Any] = {"section": cases, "tta": tta, "device": device}

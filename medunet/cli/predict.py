@@ -35,6 +35,9 @@ INPUTS_HELP = "Images, folders or DICOM series; or one CSV file of a cohort, or 
 FORMAT_HELP = "Format of the label maps. auto: that of the input, or DICOM SEG if highdicom is installed."
 OBJECTS_HELP = "For numbered objects: also write their outlines for QuPath (geojson) or ImageJ (imagej); repeatable."
 MEASURE_HELP = "Also measure each structure, as `medunet measure` does."
+REVIEW_HELP = "Also estimate the Dice of each result and flag what training never had: review.json, .csv and .html."
+NOT_CALIBRATED = "the run is not calibrated; calibrate it by `medunet evaluate RUN --data DATA --calibrate`"
+BELOW_HELP = "With --review: exit with code 3 if the expected Dice of a class is below this value."
 SKIP_HELP = "Skip cases that have results, to continue an interrupted command."
 ENSEMBLE_HELP = "Another run, such as another fold, to average class probabilities with; repeatable."
 ENSEMBLE = typer.Option(metavar="RUN", help=ENSEMBLE_HELP, autocompletion=completion.runs)
@@ -75,6 +78,8 @@ def predict(
     tta: opt.Tta = None,
     objects: Annotated[list[ObjectFormat] | None, typer.Option(metavar="FORMAT", help=OBJECTS_HELP)] = None,
     measure: Annotated[bool, typer.Option("--measure", help=MEASURE_HELP)] = False,
+    review: Annotated[bool, typer.Option("--review", help=REVIEW_HELP)] = False,
+    review_below: Annotated[float | None, typer.Option(min=0, max=1, metavar="DICE", help=BELOW_HELP)] = None,
     force: opt.Force = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help=SKIP_HELP)] = False,
     ensemble: Annotated[list[str] | None, ENSEMBLE] = None,
@@ -104,6 +109,8 @@ def predict(
         raise ConfigError("--force and --skip-existing exclude each other")
     if (pseudonym_key or pseudonym_table) and not deidentify:
         raise ConfigError("--pseudonym-key and --pseudonym-table need --deidentify")
+    if review_below is not None and not review:
+        raise ConfigError("--review-below needs --review")
     # PyTorch takes seconds to import, so wrong arguments are rejected before
     overrides = {**reading, **parse_settings(settings)}
     folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
@@ -117,8 +124,9 @@ def predict(
         if manifest is not None:
             check_target(manifest.parent)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
-    if is_cohort and (deidentify or isolate or measure):
-        received = "--deidentify" if deidentify else "--isolate" if isolate else "--measure"
+    if is_cohort and (deidentify or isolate or measure or review):
+        wanted = {"--deidentify": deidentify, "--isolate": isolate, "--measure": measure, "--review": review}
+        received = next(name for name, is_given in wanted.items() if is_given)
         remedy = "predict files or folders, or put pseudonyms into the column `name` of the cohort file"
         remedy = "run `medunet measure` on the results" if received == "--measure" else remedy
         raise ConfigError("not supported for cohort files, DICOMweb stores and Ray", received=received, remedy=remedy)
@@ -134,6 +142,7 @@ def predict(
         tta=tta,
         objects=[kind.value for kind in objects or ()],
         measure=measure,
+        review=review,
         overrides=overrides,
         ensemble=members,
         benchmark=benchmark,
@@ -183,6 +192,17 @@ def predict(
         from medunet.runs.measure import add_measurements
 
         add_measurements(output, rows)
+    reviews = [result.review for result in results if result.review is not None]
+    doubtful = [one.case for one in reviews if review_below is not None and one.is_below(review_below)]
+    if reviews:
+        from medunet.runs.review import write_reviews
+
+        page = write_reviews(output, results, predictor.structures)
+        if not reviews[0].is_calibrated:
+            console.print(f"[yellow]warning[/] {NOT_CALIBRATED}", highlight=False, soft_wrap=True)
+        below = "" if review_below is None else f", {len(doubtful)} below {review_below:g}"
+        count = f"reviewed {len(reviews)}, {sum(bool(one.flags) for one in reviews)} flagged{below}"
+        console.print(escape(f"{count}: {page}"), soft_wrap=True)
     if pseudonyms is not None and pseudonym_table is not None:
         with atomic_path(pseudonym_table) as temporary:
             temporary.touch(mode=0o600)  # only its owner may read it
@@ -199,7 +219,7 @@ def predict(
     console.print(escape(done + (f", {skipped} were there already" if skipped else "")))
     if interrupted:
         raise KeyboardInterrupt
-    if failed:
+    if failed or doubtful:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 
@@ -290,6 +310,7 @@ def _facts(result: Prediction | Outcome) -> dict[str, Any]:
     }
     facts = {"name": result.name, "status": result.status, **files, "seconds": round(result.seconds, 3)}
     measured = {"measurements": rows} if (rows := getattr(result, "measurements", None)) else {}
+    measured |= {"review": review.as_dict()} if (review := getattr(result, "review", None)) else {}
     error = None if result.error is None else str(result.error)
     return {**facts, **measured, "warnings": result.warnings, "error": error}
 

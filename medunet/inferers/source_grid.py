@@ -195,9 +195,12 @@ class ProbabilityInferer(SourceGridInferer):
         to_source: whether to return to the grid that the image was read on.
         plan_spacing: spacing of a plan of nnU-Net, whose way of restoring logits is then followed.
         scratch_dir: folder of the temporary file; by default the system's.
+        temperature: divisor of the logits, which calibrates the probabilities (Guo et al., ICML 2017); labels that
+            follow from them are the same at any temperature.
 
     Raises:
-        ConfigError: an unknown activation; when called, images of different source grids in one batch.
+        ConfigError: an unknown activation, or a temperature that is not positive; when called, images of different
+            source grids in one batch.
         GeometryError: when called, an image without the grid that it was read on.
 
     Examples:
@@ -217,10 +220,13 @@ class ProbabilityInferer(SourceGridInferer):
         to_source: bool = True,
         plan_spacing: Sequence[float | None] | None = None,
         scratch_dir: str | Path | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(inferer, to_source=to_source, plan_spacing=plan_spacing)
+        if temperature <= 0:
+            raise ConfigError("temperature must be positive", received=temperature)
         self.activation = check_activation(activation)
-        self.scratch_dir = scratch_dir
+        self.scratch_dir, self.temperature = scratch_dir, temperature
 
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
         # the file has no name, so it disappears with the last reference to it, even if the process crashes
@@ -228,4 +234,5 @@ class ProbabilityInferer(SourceGridInferer):
             return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(images, classes, *size)))
 
     def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:
+        logits = logits if self.temperature == 1 else logits / self.temperature
         restore_probabilities(logits, grid, activation=self.activation, out=out, region=region)

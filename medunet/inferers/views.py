@@ -16,7 +16,7 @@ from medunet.transforms import check_pairs, like, plain, swapped_channels
 LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-class _ViewInferer(Inferer, ABC):
+class ViewInferer(Inferer, ABC):
     """Average the probabilities of views; the mean is returned as logits, so a bundle's activation restores it."""
 
     def __init__(self, inferer: Inferer, activation: str) -> None:
@@ -45,7 +45,7 @@ class _ViewInferer(Inferer, ABC):
         """Yield the probabilities of each view, put back on the image; the tensors may be changed."""
 
 
-class MirrorInferer(_ViewInferer):
+class MirrorInferer(ViewInferer):
     """Average a network's probabilities over mirrored views; another inferer evaluates each view.
 
     Ronneberger et al. 2015 average the predictions of seven rotated views for the ISBI challenge (section 4). Both axes
@@ -112,7 +112,7 @@ class MirrorInferer(_ViewInferer):
                     yield (view[:, swapped_channels(swaps, view.shape[1])] if swaps else view).flip(dims)
 
 
-class ScaleInferer(_ViewInferer):
+class ScaleInferer(ViewInferer):
     """Average a network's probabilities over views of several sizes; another inferer evaluates each view.
 
     A smaller view shows more context and less noise: a faint membrane, barely darker than its surroundings, becomes a
@@ -143,13 +143,14 @@ class ScaleInferer(_ViewInferer):
     def _views(self, image: torch.Tensor, evaluate: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
         size = list(image.shape[2:])
         for scale in self.scales:
-            probabilities = evaluate(_resized(image, [max(1, round(n * scale)) for n in size]))
+            probabilities = evaluate(resized(image, [max(1, round(n * scale)) for n in size]))
             if list(probabilities.shape[2:]) != size:
                 probabilities = interpolate(probabilities, size, mode=LINEAR_MODES[len(size)])
             yield probabilities
 
 
-def _resized(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+def resized(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """Return an image `(B, C, *spatial)` of another size, interpolated linearly."""
     if list(image.shape[2:]) == size:
         return image
     if len(size) == 2:

@@ -154,6 +154,7 @@ def metadata(record: ReadRecord, paths: Sequence[Path]) -> dict[str, Any]:
         "original_channel_dim": 0 if record.channels > 1 else float("nan"),
         "space": "RAS",
         "is_placed": record.is_placed,
+        "modality": record.modality,
         "filename_or_obj": str(paths[0]),
         "name": output_name(paths if len(paths) > 1 else paths[0]),
     }

@@ -15,6 +15,7 @@ from .preview import PredictionPreview as PredictionPreview
 from .preview import preview_predictions as preview_predictions
 from .result import Prediction as Prediction
 from .result import Status as Status
+from .review import Review as Review
 from .rules import ClassRule as ClassRule
 from .rules import as_step as as_step
 from .source import NamedSource as NamedSource

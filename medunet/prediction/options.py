@@ -31,6 +31,7 @@ class PredictOptions:
         result_format: format of the label maps, one of ``medunet.io.RESULT_FORMATS``.
         objects: formats of outlines of objects beside their table, ``geojson`` or ``imagej``; for bundles of instances.
         measure: measure the structures of the results; a DICOM SEG gets a DICOM SR with the measurements.
+        review: estimate the Dice of each result, and compare it with the training cases; see :class:`Review`.
         overwrite: replace existing results; otherwise such a case fails before the network runs.
         skip_done: skip cases whose results exist, without reading them.
         read: how to read images that can be interpreted in more than one way, such as ``ReadOptions(phase=1)``.
@@ -54,6 +55,7 @@ class PredictOptions:
     result_format: ResultFormat = "auto"
     objects: Sequence[str] = ()
     measure: bool = False
+    review: bool = False
     overwrite: bool = False
     skip_done: bool = False
     read: ReadOptions | None = None

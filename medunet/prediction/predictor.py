@@ -32,6 +32,7 @@ from .manifest import CaseFile
 from .options import PredictOptions
 from .pipeline import overlap
 from .result import Prediction
+from .review import Reviewer, measure_agreement
 from .source import Source, existing_result, first_path, from_array, parts, result_files, unexpected
 from .steps import as_compose, batch_on, isolate_reading, pinned, preprocess_on, steps_up_to, typed_errors
 
@@ -93,12 +94,12 @@ class Predictor:
         bundle = find_run(bundle)
         require_path(bundle)
         options = replace(options or PredictOptions(), **changes)
-        self.options = options
+        self.options, self.bundle = options, Path(bundle)
         self.device = resolve_device(options.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self._parse = partial(parse_inference, device=self.device, overrides=options.changes, trust=options.trust)
-        parser = self._parse(Path(bundle), values=options.config_values)
+        parser = self._parse(self.bundle, values=options.config_values)
         if options.tta is not None and "mirror_inferer" not in parser:
             raise ConfigError("test-time augmentation needs a bundle of medunet", file=bundle, received=options.tta)
         if options.objects and not parser.get("instances"):
@@ -108,6 +109,15 @@ class Predictor:
         self.classes = class_values(parser)
         self.regions = dict(zip(parser.get("region_names") or [], parser.get("region_values") or [], strict=False))
         self.region_order: list[int] = content(parser, "region_order")
+        named = {name: [value] for name, value in self.classes.items() if value and name != BACKGROUND}
+        self.structures: dict[str, list[int]] = self.regions or named  # the values of each structure by name
+        self.label_values: list[int] = parser.get("label_values") or []
+        self.mirror_swaps: list[list[int]] = parser.get("mirror_swaps") or []
+        # axes along which an image may be mirrored without a change of its anatomy that the network has never seen
+        self.view_axes: list[int] = content(parser, "tta_axes") if "tta_axes" in parser else [*range(self.spatial_dims)]
+        if options.review and parser.get("instances"):
+            raise ConfigError("a review is for classes, and this bundle predicts objects", file=bundle)
+        self.reviewer: Reviewer | None = Reviewer(self.bundle, self.structures) if options.review else None
         self.autocast_dtype: str = content(parser, "autocast_dtype")
         self.inferer = content(parser, "inferer")
         self.network = self._load(parser)
@@ -122,8 +132,7 @@ class Predictor:
         for saver in self._transforms.savers:
             saver.pseudonyms = options.pseudonyms
             if options.measure:
-                named = {name: [value] for name, value in self.classes.items() if value and name != BACKGROUND}
-                saver.structures = self.regions or named
+                saver.structures = self.structures
 
     @property
     def needs_affine(self) -> bool:
@@ -308,10 +317,15 @@ class Predictor:
         """Return the pseudonym of a case, if it needs one."""
         return None if self.pseudonyms is None else self.pseudonyms.code(parts(source)[0])
 
-    def _describe_files(self, case: _Case) -> None:
+    def _name(self, case: _Case) -> str:
+        """Return the name of the result, or its pseudonym."""
         images, name = parts(case.source)
+        return self._code(case.source) or name or output_name(images)
+
+    def _describe_files(self, case: _Case) -> None:
+        images, _ = parts(case.source)
         code, paths = self._code(case.source), [images] if isinstance(images, str) else images
-        case.name = code or name or output_name(images)
+        case.name = self._name(case)
         if not self.options.digests:
             case.inputs = [CaseFile(code or path) for path in paths]
             case.outputs = [CaseFile(path) for path in case.written]
@@ -331,11 +345,15 @@ class Predictor:
         is_split = self.options.benchmark
         with stages.measure_inferer(self.network, self.device) if is_split else stages.measure("network"):
             case.item["pred"] = self.logits(image)
+        if self.reviewer is not None:
+            with stages.measure("network"):
+                case.item["agreement"] = measure_agreement(self, image)
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
         end = steps_up_to(self.postprocessing, SavePredictiond, last=False)
-        return self.postprocessing(case.item, end=end)
+        item = self.postprocessing(case.item, end=end)
+        return item if self.reviewer is None else {**item, "review": self.reviewer.review(item, self._name(case))}
 
     def _write(self, case: _Case) -> None:
         item, case.item = case.item, {}
@@ -343,6 +361,9 @@ class Predictor:
         split = steps_up_to(postprocessing, SavePredictiond, last=False)
         with case.stages.measure("restore"):
             item = postprocessing(item, end=split)
+        if self.reviewer is not None:
+            with case.stages.measure("restore"):
+                case.review = self.reviewer.review(item, self._name(case))
         with case.stages.measure("write"):
             item = postprocessing(item, start=split)
         case.path, case.measurements = Path(item["pred_path"]), item.get("measurements", [])

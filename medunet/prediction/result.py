@@ -7,6 +7,7 @@ from typing import Any, Literal
 from medunet.errors import MedunetError
 
 from .manifest import CaseFile
+from .review import Review
 from .source import Source
 from .timing import StageSeconds
 
@@ -27,6 +28,7 @@ class Prediction:
         warnings: what the reader found unusual.
         inputs: the image, or its channels; with digests if `PredictOptions.digests` requests them.
         measurements: of :func:`medunet.metrics.measure_labels`, if `PredictOptions.measure` requests them.
+        review: how far the result can be trusted, if `PredictOptions.review` requests it.
         outputs: the label map, the class probabilities, and the tables and outlines of objects.
     """
 
@@ -40,6 +42,7 @@ class Prediction:
     inputs: list[CaseFile] = field(default_factory=list)
     outputs: list[CaseFile] = field(default_factory=list)
     measurements: list[dict[str, Any]] = field(default_factory=list)
+    review: Review | None = None
 
     @property
     def status(self) -> Status:

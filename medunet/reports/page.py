@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from medunet import __version__
@@ -123,11 +123,7 @@ def write_report(
         ]
         for section, them in panels.items()
     }
-    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
-    loader = PackageLoader("medunet.reports", package_path="")
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
-    environment.filters |= {"number": number, "p_value": p_value}
-    text = environment.get_template("page.html").render(
+    text = page_template("page.html").render(
         title=title,
         version=__version__,
         finite=math.isfinite,
@@ -151,6 +147,15 @@ def write_report(
         pictures=dict(sorted(pictures.items())),
     )
     return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
+
+
+def page_template(name: str) -> Template:
+    """Return a template of this package."""
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    loader = PackageLoader("medunet.reports", package_path="")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment.filters |= {"number": number, "p_value": p_value}
+    return environment.get_template(name)
 
 
 def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:

@@ -26,3 +26,11 @@ def write_results(run: Path, entry: Mapping[str, Any], *, cases: int, is_selecte
 def without_results(text: str) -> str:
     """Return the README of a run without the section that `write_results` adds."""
     return text.partition(_HEADING)[0].rstrip() + "\n"
+
+
+def write_section(run: Path, title: str, text: str) -> None:
+    """Write the last section of the README of a run, in place of an earlier one of the same title."""
+    path = run / "docs" / "README.md"
+    if path.is_file():
+        before = path.read_text(encoding="utf-8").partition(f"\n## {title}\n")[0].rstrip()
+        write_atomically(path, f"{before}\n\n## {title}\n\n{text}\n")

@@ -35,6 +35,7 @@ from medunet.io.options import ReadOptions
 from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt, instance_values
 from medunet.prediction import Predictor
+from medunet.prediction.review import CALIBRATION
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.objects import fit_objects, predict_maps
@@ -270,6 +271,7 @@ def train_run(
         predictor = Predictor(run.folder, device=str(device), trust=True)  # the run was judged before it was trained
         fit_objects(run.folder, predict_maps(predictor, items))
     if is_writer:
+        (run.folder / CALIBRATION).unlink(missing_ok=True)  # of earlier weights
         record_weights(run.folder, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     state = workflow.parser.get_parsed_content("train::trainer").state
     history = list(getattr(state, "history", []))

@@ -1,5 +1,6 @@
 """`medunet predict` over many cases, as a user types it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def test_existing_results_are_rejected_skipped_or_replaced(
     assert medunet("predict", run, images, "-o", out, "--force") == 0
     assert (out / "b.nii.gz").stat().st_mtime_ns > stamp
     assert medunet("predict", run, images, "-o", out, "--force", "--skip-existing") == 2
+
+
+def test_a_review_is_written_worst_first_and_sets_the_exit_code(
+    run: Path, images: Path, tmp_path: Path, medunet: Medunet, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    assert medunet("predict", run, images, "-o", out, "--review") == 0
+    assert "the run is not calibrated" in capsys.readouterr().err
+    cases = json.loads((out / "review.json").read_text())["cases"]
+    assert {case["case"] for case in cases} == {"a", "b", "c"}
+    assert medunet("predict", run, images, "-o", out, "--force", "--review", "--review-below", "1") == 3
+    assert "reviewed 3, 0 flagged, 3 below 1" in capsys.readouterr().err
+    assert medunet("predict", run, images, "-o", out, "--force", "--review-below", "0.8") == 2
+    assert medunet("evaluate", run, "--data", images, "--calibrate", "--cases", "all") == 2
 
 
 def test_benchmark_prints_every_stage_and_verbose_the_windows(

@@ -1,6 +1,5 @@
-"""Label maps of predictions: write them, describe them, and compare them with annotators and with each other."""
+"""Label maps of predictions: write them, describe them, and compare them with annotators."""
 
-import itertools
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,17 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
-from medunet.inferers import SourceGridInferer
 from medunet.io import read_label, read_volume, split_suffix, write_volume
 from medunet.io.segments import Segment, object_segments
 from medunet.metrics import count_objects, dice, object_scores
 from medunet.prediction import Predictor
-from medunet.runtime import EnsembleLogits, autocast
-from medunet.transforms import paint_regions, plain
+from medunet.prediction.review import Reviewer
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -115,42 +111,11 @@ def labels_agree(tables: Iterable[Mapping[str, int]]) -> bool:
     return len(pairs) == len({name for name, _ in pairs}) == len({value for _, value in pairs})
 
 
-def uncertainty(predictor: Predictor, source: Path, *, by: str) -> float:
-    """Return the disagreement of label maps of mirrored views (`mirror`) or of an ensemble's members (`folds`)."""
-    return disagreement(label_maps(predictor, predictor.preprocessing({"image": str(source)})["image"], by))
-
-
-def disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> float:
-    """Return one minus the mean Dice between label maps of equal shape, over all pairs and the classes of a pair."""
-    values = []
-    for one, other in itertools.combinations(maps, 2):
-        classes = sorted({*np.unique(one).tolist(), *np.unique(other).tolist()} - {0})
-        values += [dice(one == label, other == label) for label in classes]
-    return 1.0 - float(np.mean(values)) if values else 0.0
-
-
-@torch.inference_mode()
-def label_maps(predictor: Predictor, image: torch.Tensor, by: str) -> list[npt.NDArray[np.uint8]]:
-    """Return label maps `(*spatial)` of a preprocessed image `(C, *spatial)`: per mirrored view, or per fold."""
-    inferer, network = predictor.inferer, predictor.network
-    has_distance = getattr(inferer, "activation", "softmax") == "sigmoid" and not predictor.region_order
-    if isinstance(inferer, SourceGridInferer):
-        inferer = inferer.inferer
-    views: list[tuple[torch.nn.Module, tuple[int, ...]]]
-    if by == "folds":
-        ensemble = next(part for part in network.modules() if isinstance(part, EnsembleLogits))
-        views = [(member, ()) for member in ensemble.members]
-    else:
-        views = [(network, ()), *((network, (axis,)) for axis in range(1, image.ndim))]
-    maps = []
-    for module, flip in views:
-        with autocast(predictor.device, predictor.autocast_dtype):
-            logits = torch.as_tensor(inferer(plain(image).flip(flip)[None].to(predictor.device), module))[0].float()
-        if has_distance:  # the last channel; the others are foreground classes
-            logits = torch.cat([torch.zeros_like(logits[:1]), logits[:-1]])
-        if predictor.region_order:
-            labels = paint_regions(logits, predictor.region_order)
-        else:
-            labels = logits.argmax(dim=0) if len(logits) > 1 else (logits[0] > 0).long()
-        maps.append(np.asarray(labels.flip([axis - 1 for axis in flip]).to(torch.uint8).cpu()))
-    return maps
+def uncertainty(predictor: Predictor, source: Path) -> float:
+    """Return one minus the expected Dice of `medunet predict --review`, or minus the agreement without calibration."""
+    predictor.reviewer = Reviewer(predictor.bundle, predictor.structures)
+    try:
+        score: float = predictor.decide(source)["review"].score
+    finally:
+        predictor.reviewer = None  # other requests need no views
+    return 1.0 - score

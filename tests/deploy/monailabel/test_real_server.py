@@ -83,7 +83,7 @@ def test_info_names_models_labels_and_strategies(ward: Ward) -> None:
     assert (organs["type"], organs["dimension"]) == ("segmentation", 3)
     assert info["models"]["membranes"]["dimension"] == 2
     strategies = {"random", "uncertainty_organs", "uncertainty_membranes", "uncertainty_folds"}
-    assert set(info["strategies"]) == {*strategies, "fold_disagreement_folds"}
+    assert set(info["strategies"]) == strategies
     assert set(info["trainers"]) == {"organs", "membranes"}
     assert "dice" in info["scoring"]
     assert ward.slicer.models() == ["folds", "membranes", "organs"]
@@ -191,10 +191,10 @@ def test_active_learning_offers_images_without_a_label(ward: Ward, tmp_path: Pat
     assert offered == {"ct_000", "ct_001", "ct_002", "ct_003", "cells_000"}  # each once
     assert ward.client.next_sample("uncertainty_organs")["uncertainty"] > 0
     # folds that were trained on pictures cannot segment the volumes
-    offered = ward.client.next_sample("fold_disagreement_folds")
+    offered = ward.client.next_sample("uncertainty_folds")
     assert offered["id"] == "cells_000"
     predictor = Predictor(ward.folds, output_dir=tmp_path, device="cpu")
-    expected = uncertainty(predictor, ward.image("cells_000"), by="folds")
+    expected = uncertainty(predictor, ward.image("cells_000"))
     assert offered["uncertainty"] == pytest.approx(expected, abs=1e-3)
 
 

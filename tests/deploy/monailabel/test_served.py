@@ -15,8 +15,6 @@ from medunet.config import read_json
 from medunet.datasets import open_dataset
 from medunet.deploy.monailabel.results import (
     describe_result,
-    disagreement,
-    label_maps,
     score_labels,
     uncertainty,
     write_result,
@@ -27,6 +25,7 @@ from medunet.errors import ConfigError, DataError
 from medunet.io import label_names, read_volume, write_volume
 from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
+from medunet.prediction.review import measure_agreement
 from medunet.trust import judge, record_weights
 
 
@@ -113,26 +112,22 @@ def test_a_bundle_of_regions_is_trained_further_and_has_an_uncertainty(
     assert {key: config[key] for key in regions} == regions
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = predictor.preprocessing({"image": str(volume)})["image"]
-    same = torch.from_numpy(label_maps(predictor, image, "mirror")[0].astype(np.int64))
-    logits = predictor.inferer.inferer(image.as_tensor()[None], predictor.network)[0]
-    assert torch.equal(same, torch.where(logits[1] > 0, 2, (logits[0] > 0).long()))
+    assert uncertainty(predictor, volume) == 1 - np.mean([*measure_agreement(predictor, image).values()]) > 0
 
 
-def test_scores_are_by_label_and_uncertainty_is_the_disagreement_of_mirrored_views(
+def test_scores_are_by_label_and_uncertainty_is_that_of_a_review(
     bundle: Path, volume: Path, label: Path, tmp_path: Path
 ) -> None:
     scores = score_labels(label, label, {"anterior": 1, "posterior": 2, "other": 3}, image=volume)
     assert (scores["anterior"], scores["posterior"], math.isnan(scores["other"])) == (1.0, 1.0, True)
-    a, b, nothing = np.array([1, 1, 0, 0]), np.array([0, 1, 1, 0]), np.zeros(4, int)
-    assert (disagreement([a, b]), disagreement([a, nothing]), disagreement([nothing, nothing])) == (0.5, 1.0, 0.0)
-    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu")
-    maps = label_maps(predictor, predictor.preprocessing({"image": str(volume)})["image"], "mirror")
-    assert len(maps) == 4
-    assert uncertainty(predictor, volume, by="mirror") == disagreement(maps) > 0
+    predictor = Predictor(bundle, output_dir=tmp_path, device="cpu", review=True)
+    expected = 1 - predictor.decide(volume)["review"].score
+    assert uncertainty(predictor, volume) == expected > 0
+    assert "review" not in predictor.decide(volume)  # requests for a label map need no views
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and MONAI
-def test_an_ensemble_is_served_with_its_disagreement_but_not_trained(
+def test_an_ensemble_is_served_with_its_uncertainty_but_not_trained(
     folds_2d: Path, cells: Path, tmp_path: Path
 ) -> None:
     (served,) = serve([folds_2d])
@@ -140,9 +135,7 @@ def test_an_ensemble_is_served_with_its_disagreement_but_not_trained(
     copy = served.working_copy(tmp_path / "bundles")
     predictor = Predictor(copy.folder, output_dir=tmp_path / "out", device="cpu")
     image = next(cells.glob("imagesTr/cells_000*"))
-    maps = label_maps(predictor, predictor.preprocessing({"image": str(image)})["image"], "folds")
-    assert len(maps) == 2
-    assert uncertainty(predictor, image, by="folds") == disagreement(maps) > 0
+    assert uncertainty(predictor, image) > 0
     with pytest.raises(ConfigError, match="cannot be trained"):
         train_further(copy, [(image, image)], tmp_path / "trainings")
 
@@ -179,8 +172,7 @@ def test_objects_are_served_with_all_their_numbers(nuclei: tuple[Path, Path], tm
     assert (answer["objects"], answer["area_mm2"]) == ({"nucleus": 399}, {"nucleus": 399 * 16})
     assert score_labels(label, label, None, image=image) == {"object": 1.0}
     predictor = Predictor(served.folder, device="cpu")
-    maps = label_maps(predictor, predictor.preprocessing({"image": str(image)})["image"], "mirror")
-    assert set(np.unique(maps)) <= {0, 1}
+    assert 0 <= uncertainty(predictor, image) <= 1
     write_dataset([nuclei], tmp_path / "data", served)
     dataset = open_dataset(tmp_path / "data")
     assert (dataset.instances, dataset.labels) == (True, {"background": 0, "nucleus": 1})

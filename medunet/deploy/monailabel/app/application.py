@@ -57,13 +57,11 @@ class MedunetLabelApp(MONAILabelApp):
         return {bundle.name: BundleTraining(bundle, folder / bundle.name, **self.options) for bundle in bundles}
 
     def init_strategies(self) -> dict[str, Any]:
-        """Return the random strategy and, per bundle, uncertainty by mirrored views and by folds."""
+        """Return the random strategy and, per bundle, the one by uncertainty."""
         strategies: dict[str, Any] = {"random": RandomImage()}
         for name, loaded in self.loaded.items():
             end = "" if len(self.loaded) == 1 else f"_{name}"
-            strategies[f"uncertainty{end}"] = Uncertainty(loaded, "mirror", self.work / "uncertainty")
-            if loaded.bundle.is_ensemble:
-                strategies[f"fold_disagreement{end}"] = Uncertainty(loaded, "folds", self.work / "uncertainty")
+            strategies[f"uncertainty{end}"] = Uncertainty(loaded, self.work / "uncertainty")
         return strategies
 
     def init_scoring_methods(self) -> dict[str, Any]:

@@ -199,13 +199,11 @@ class RandomImage(Strategy):
 
 
 class Uncertainty(Strategy):
-    """Offers the image with the largest uncertainty of a bundle; values are stored until the weights change."""
+    """Offers the image with the lowest expected Dice of a bundle; values are stored until the weights change."""
 
-    def __init__(self, loaded: LoadedBundle, by: str, folder: Path) -> None:
-        views = "mirrored views" if by == "mirror" else "folds"
-        super().__init__(f"The image on which {loaded.bundle.name}'s {views} disagree most")
-        self.loaded, self.by = loaded, by
-        self.file = folder / f"{loaded.bundle.name}_{by}.json"
+    def __init__(self, loaded: LoadedBundle, folder: Path) -> None:
+        super().__init__(f"The image on which {loaded.bundle.name} is expected to be worst")
+        self.loaded, self.file = loaded, folder / f"{loaded.bundle.name}.json"
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Choose among the images examined so far; examine new ones for `max_seconds`."""
@@ -220,7 +218,7 @@ class Uncertainty(Strategy):
                 break
             source = Path(datastore.get_image_uri(image))
             try:
-                values[image] = round(self.loaded.compute(partial(uncertainty, source=source, by=self.by)), 6)
+                values[image] = round(self.loaded.compute(partial(uncertainty, source=source)), 6)
             except Exception as error:  # such as a picture for a network of volumes
                 logger.warning("%s cannot be offered: %s", image, find_cause(error) or type(error).__name__)
                 values[image] = UNUSABLE
