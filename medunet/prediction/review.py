@@ -180,11 +180,10 @@ class Reviewer:
 
     def review(self, item: Mapping[Any, Any], case: str) -> Review:
         """Return the review of a predicted item with its `agreement`, before it is written."""
-        agreement, known, flags = item["agreement"], self.calibration, ()
+        agreement, known, facts, classes = item["agreement"], self.calibration, {}, {}
         if known:
             facts = describe_case(item["image"], np.asarray(plain(item["pred"]).cpu())[0], self.structures)
-            flags = find_flags(facts, known["training"])
-        classes = {}
+        flags = find_flags(facts, known.get("training", {}))
         for name in self.structures or agreement:
             expected, line = None, known["classes"][name] if known else {}
             if known:
