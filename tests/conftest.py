@@ -44,8 +44,11 @@ def create_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     if "monai" not in sys.modules:  # tests that train import it
         yield None
         return
-    from medunet.tracking import server
-
+    try:
+        from medunet.tracking import server
+    except ModuleNotFoundError:  # a machine without MLflow
+        yield None
+        return
     original = server.create_store
     with pytest.MonkeyPatch.context() as patch:
 

@@ -6,7 +6,6 @@ from .cache.prune import StoredCase as StoredCase
 from .cache.prune import list_store as list_store
 from .cache.prune import prune_store as prune_store
 from .cache.store import StoreDataset as StoreDataset
-from .cache.store import usable_cores as usable_cores
 from .check.check import CaseView as CaseView
 from .check.check import Examination as Examination
 from .check.check import check_dataset as check_dataset

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lazy_loader
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from medunet.errors import DataError, GeometryError, SecurityError
 from medunet.geometry import Geometry
@@ -22,6 +22,8 @@ from .options import DEFAULTS, Form, ReadOptions
 from .record import ReadRecord
 from .segments import Segment
 from .structures import Painting, Structure, paint_voxels
+
+sitk: Any = lazy_loader.load("SimpleITK")  # the other formats work without it
 
 NRRD_SUFFIXES = (".nrrd", ".nhdr")
 META_SUFFIXES = (".mha", ".mhd")
@@ -75,7 +77,7 @@ class TextHeader(NamedTuple):
     """A NRRD or MetaImage header: `fields` by name in lower case without spaces; `start` of voxels in the same file."""
 
     path: Path
-    itk: sitk.ImageFileReader  # has read the header
+    itk: Any  # a sitk.ImageFileReader that has read the header
     fields: dict[str, str]
     start: int
 
@@ -209,7 +211,7 @@ def check_placement(header: TextHeader, *, form: Form = "agree") -> tuple[str, .
     return ()
 
 
-def read_verified(header: TextHeader) -> sitk.Image:
+def read_verified(header: TextHeader) -> Any:
     """Read an image after checking that its data have the length that the header needs and match their checksum.
 
     ITK verifies neither: a damaged stream gives wrong voxels, and a short one leaves memory uninitialised.

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lazy_loader
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 import tifffile
 import torch
 from PIL import Image
@@ -25,6 +25,8 @@ from .layout import copy_in_order
 from .names import split_suffix
 from .packed import gzip_parts
 from .segments import Segment, as_segments
+
+sitk: Any = lazy_loader.load("SimpleITK")  # the other formats work without it
 
 Labels = Mapping[str, int] | Sequence[Segment]
 
@@ -194,7 +196,7 @@ def _planar(voxels: npt.NDArray[Any], path: Path, *, axes: tuple[int, ...]) -> n
     return np.ascontiguousarray(voxels.T)  # files store rows first
 
 
-def _itk_image(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, labels: Labels | None) -> sitk.Image:
+def _itk_image(voxels: npt.NDArray[Any], geometry: Geometry, path: Path, *, labels: Labels | None) -> Any:
     is_segmentation = path.name.lower().endswith(SEG_NRRD_SUFFIX)
     _require_axes(voxels, path, (3,) if is_segmentation else (2, 3))
     if is_segmentation:

@@ -99,8 +99,7 @@ class CheckpointHandler:
     ``keep="last"`` those of the last validation, and those of the last epoch if nothing is validated. Files are
     written atomically. Training does not start unless there is room for them on the disk.
 
-    On a GPU a thread writes the files while training continues: after a validation, after the last epoch, and after
-    any other epoch if `GPU_SECONDS` have passed.
+    On a GPU a thread writes the files: after a validation, the last epoch, and any other one after `GPU_SECONDS`.
 
     Args:
         folder: where to write.
@@ -145,9 +144,8 @@ class CheckpointHandler:
         self.best_metric: float | None = None
         self.best_epoch = 0
         self.kept_epoch = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
-        self._saved = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, as the first of its handlers: the others then see the resumed epoch."""
@@ -264,11 +262,7 @@ class CheckpointHandler:
         engine.state.kept_epoch, engine.state.best_epoch = self.kept_epoch, self.best_epoch
 
     def save(self, engine: Any) -> None:
-        """Write the files of the completed epoch; on a GPU start to write them if it is time.
-
-        Raises:
-            DataError: These files, or on a GPU those before them, cannot be written.
-        """
+        """Write the files of the completed epoch; on a GPU a thread does, if it is time."""
         epoch = engine.state.epoch
         self.choose(engine)
         is_finished = bool(engine.should_terminate) or epoch >= engine.state.max_epochs
@@ -277,9 +271,8 @@ class CheckpointHandler:
         is_due = device.type != "cuda" or is_validated or time.monotonic() - self._saved >= GPU_SECONDS
         if not (self.is_writer and (is_due or is_finished)):
             return
-        best = None
-        if self.kept_epoch == epoch:
-            best = self.network.state_dict() if self.average is None else self.average.weights()
+        best = self.network.state_dict() if self.average is None else self.average.weights()
+        best = best if self.kept_epoch == epoch else {}
         state = {
             "model": self.network.state_dict(),
             **({} if self.average is None else {"average": self.average.state_dict()}),
@@ -306,8 +299,8 @@ class CheckpointHandler:
         if is_finished:
             self._writing.result()
 
-    def _write(self, best: Mapping[str, Any] | None, state: Mapping[str, Any]) -> None:
-        if best is not None:
+    def _write(self, best: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        if best:
             save_weights(best, self.folder / BEST_NAME)
         keep_as(self.folder / LAST_NAME, self.folder / PREVIOUS_NAME)
         save_checkpoint(state, self.folder / LAST_NAME)

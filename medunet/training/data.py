@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import monai.data
+import psutil
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Timer
 from torch.utils.data import Sampler
 
 from medunet import errors
-from medunet.datasets import image_digest, prune_store, usable_cores
+from medunet.datasets import image_digest, prune_store
 from medunet.errors import DataError, MedunetError
 from medunet.files import write_atomically
 from medunet.transforms import BatchIntensity
@@ -85,12 +86,11 @@ class RepeatSampler(Sampler[int]):
 
 
 def loader_workers(device: torch.device) -> int:
-    """Return how many processes load data: none on a CPU, whose cores the network needs; on a GPU all cores but two.
-
-    Several processes of `torchrun` share the cores.
-    """
-    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 0 if device.type == "cpu" else min(max(1, cores - 2), MAX_WORKERS)
+    """Return how many processes load data: none on a CPU, whose cores the network needs; on a GPU all cores but two."""
+    if device.type == "cpu":
+        return 0
+    cores = len(psutil.Process().cpu_affinity()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun
+    return min(max(1, cores - 2), MAX_WORKERS)
 
 
 class DataLoader(monai.data.DataLoader):

@@ -139,7 +139,8 @@ class Trainer(SupervisedTrainer):
         self._overflows += 1
         finite, scaled = bool(torch.isfinite(batch[Keys.IMAGE]).all()), self.grad_scaler.is_enabled()
         # statistics of batch norm would not recover
-        if finite and scaled and self._overflows <= MAX_OVERFLOWS and self._has_finite_statistics():
+        recovers = all(bool(buffer.isfinite().all()) for buffer in self.network.buffers())
+        if finite and scaled and recovers and self._overflows <= MAX_OVERFLOWS:
             return  # the scaler skips the step, because the gradients are not finite either
         remedy = "set autocast_dtype to float32" if scaled else "lower learning_rate"
         remedy = remedy if finite else "check these cases with `medunet check`"
@@ -149,10 +150,6 @@ class Trainer(SupervisedTrainer):
             f"{', '.join(map(str, batch.get('name', ['unknown'])))}",
             remedy=remedy,
         )
-
-    def _has_finite_statistics(self) -> bool:
-        buffers = (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
-        return all(bool(buffer.isfinite().all()) for buffer in buffers)
 
 
 class Evaluator(SupervisedEvaluator):

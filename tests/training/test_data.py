@@ -145,7 +145,7 @@ def test_cases_without_any_class_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_gpu_has_all_cores_but_two_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medunet.training.data.usable_cores", lambda: 16)
+    monkeypatch.setattr("psutil.Process.cpu_affinity", lambda _: [*range(16)])
     assert loader_workers(torch.device("cpu")) == 0
     assert loader_workers(torch.device("cuda")) == 14
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")

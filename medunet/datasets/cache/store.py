@@ -33,11 +33,6 @@ LABEL = "label"
 MAX_THREADS = 8  # cases that are preprocessed in parallel, with as many cores: each may need some gigabytes
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class StoreDataset(Dataset):
     """A data set whose deterministic transforms are applied once and stored as memory-mapped files.
 
@@ -104,11 +99,9 @@ class StoreDataset(Dataset):
             Exception: the error of a transform.
         """
         self._use()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         failures: dict[int, Exception] = {}
-        with (
-            ThreadPoolExecutor(max(self.num_workers or min(usable_cores(), MAX_THREADS), 1)) as pool,
-            _progress_bar() as bar,
-        ):
+        with ThreadPoolExecutor(max(self.num_workers or min(cores, MAX_THREADS), 1)) as pool, _progress_bar() as bar:
             entries = list(pool.map(self._open, range(len(self.data))))
             missing = [index for index, entry in enumerate(entries) if entry is None]
             if not missing:

@@ -25,7 +25,6 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from medunet import log
-from medunet.datasets import usable_cores
 from medunet.errors import ConfigError, MedunetError, find_cause
 from medunet.files import write_atomically
 from medunet.runs import PreparedRun, TrainingResult, prepare_run, train_run
@@ -202,7 +201,8 @@ def _train_together(
 @contextmanager
 def _environment(config: LaunchConfig) -> Iterator[None]:
     """Set variables that the processes inherit, unless the user has set them, and silence the launcher."""
-    values = {"OMP_NUM_THREADS": str(max(1, usable_cores() // config.nproc_per_node))}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    values = {"OMP_NUM_THREADS": str(max(1, cores // config.nproc_per_node))}
     values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else restarted processes find addresses of killed ones
     for name, addresses in psutil.net_if_addrs().items() if config.max_nodes > 1 else ():
         if any(entry.address == config.local_addr for entry in addresses):
