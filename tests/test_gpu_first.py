@@ -42,12 +42,13 @@ def test_without_cuda_it_fails_with_a_message(tmp_path: Path, capfd: pytest.Capt
 
 def test_a_block_that_fails_or_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
     blocks = [
-        gpu_first.Block("missing", "kernels:none", 60),
+        gpu_first.Block("missing", "kernels:none", 500),
         gpu_first.Block("endless", "kernels:conv", 0.1),
-        gpu_first.Block("facts", "kernels:facts", 60),
+        gpu_first.Block("facts", "kernels:facts", 500),
     ]
-    assert not gpu_first.run_blocks(blocks, tmp_path, "cuda", 100, environment())
-    (tmp_path / "gpu_first.jsonl").open("a").write('{"block": "cut')  # as a killed process leaves it
+    assert not gpu_first.run_blocks(blocks, tmp_path, "cuda", 1000, environment())
+    with (tmp_path / "gpu_first.jsonl").open("a") as file:
+        file.write('{"block": "cut')  # as a killed process leaves it
     results = {line["block"]: line["value"] for line in gpu_first.lines_of(tmp_path / "gpu_first.jsonl")}
     assert results == {"missing": "failed (1), see missing.log", "endless": "out of time (0 s)"} | (
         {"facts": "ok"} if torch.cuda.is_available() else {"facts": "failed (1), see facts.log"}
