@@ -4,8 +4,6 @@ NIfTI, nibabel and MONAI count millimetres to the Right, Anterior, Superior (RAS
 Posterior, Superior (LPS). The two differ in the sign of x and y.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +78,7 @@ class Geometry:
     @classmethod
     def from_lps(
         cls, *, origin: Sequence[float], spacing: Sequence[float], direction: Sequence[float], shape: Sequence[int]
-    ) -> Geometry:
+    ) -> "Geometry":
         """Create a geometry from ITK's origin and spacing (LPS mm, 3 numbers each) and 9 direction cosines, by row."""
         affine = np.eye(4)
         affine[:3, :3] = np.reshape(np.asarray(direction, dtype=np.float64), (3, 3)) * np.asarray(spacing)
@@ -119,13 +117,13 @@ class Geometry:
         cosines = self.direction.T @ self.direction
         return bool(np.abs(cosines - np.diag(np.diag(cosines))).max() > SHEAR_TOLERANCE)
 
-    def corner_distance_mm(self, other: Geometry) -> float:
+    def corner_distance_mm(self, other: "Geometry") -> float:
         """Return the largest distance between corners of the same index in two grids of equal shape."""
         ends = [(0, n - 1) for n in self.shape] + [(0,)] * (3 - len(self.shape))
         corners = np.array([(*corner, 1) for corner in product(*ends)], dtype=np.float64).T
         return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
 
-    def is_close(self, other: Geometry, *, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
+    def is_close(self, other: "Geometry", *, tolerance_voxels: float = GRID_TOLERANCE_VOXELS) -> bool:
         """Return whether the shapes are equal and no corners differ by more than this part of the smallest spacing."""
         tolerance_mm = tolerance_voxels * min(self.spacing_mm + other.spacing_mm)
         return self.shape == other.shape and self.corner_distance_mm(other) <= tolerance_mm

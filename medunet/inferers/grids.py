@@ -1,7 +1,5 @@
 """Positions of a source grid's voxels on a network's grid."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -58,7 +56,7 @@ class GridMap:
     @classmethod
     def between(
         cls, source: npt.ArrayLike, source_size: Sequence[int], grid: npt.ArrayLike, grid_size: Sequence[int]
-    ) -> GridMap:
+    ) -> "GridMap":
         """Return the map from the affines of both grids, `(4, 4)` or `(n + 1, n + 1)`, voxel to mm."""
         keep = np.ix_(*2 * [[*range(len(source_size)), -1]])
         from_source, from_grid = (np.asarray(affine, dtype=np.float64)[keep] for affine in (source, grid))
@@ -90,7 +88,7 @@ class AxisPositions(NamedTuple):
     outside: torch.Tensor
 
     @classmethod
-    def of(cls, coordinate: torch.Tensor, axis: int, grid: GridMap) -> AxisPositions:
+    def of(cls, coordinate: torch.Tensor, axis: int, grid: GridMap) -> "AxisPositions":
         """Return the positions of coordinates on an axis of a network's grid."""
         size = grid.grid_size[axis]
         outside = (coordinate < -grid.border) | (coordinate > size - 1 + grid.border)
@@ -100,7 +98,7 @@ class AxisPositions(NamedTuple):
         cell = clamped.floor().to(torch.int64)
         return cls(cell, (clamped - cell).to(torch.float32), outside)
 
-    def part(self, part: slice | torch.Tensor, *, start: int = 0) -> AxisPositions:
+    def part(self, part: slice | torch.Tensor, *, start: int = 0) -> "AxisPositions":
         """Return some of the positions, with cells counted from `start`."""
         return AxisPositions(self.cell[part] - start, self.fraction[part], self.outside[part])
 

@@ -3,8 +3,6 @@
 The affine is the identity, or the spacing of a stack if its file states it along all three axes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,7 +197,7 @@ class _TiffLayout:
     white: int | None  # value of white, from which pixels are subtracted; None if 0 is black
 
     @classmethod
-    def of(cls, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> _TiffLayout:
+    def of(cls, tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, path: Path) -> "_TiffLayout":
         page, dtype = series.keyframe, series.dtype
         if dtype is None or dtype.kind not in "iufb":
             raise DataError("voxel type is not supported", file=path, received=str(dtype))

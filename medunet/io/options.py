@@ -1,7 +1,5 @@
 """Options for reading files that can be interpreted in more than one way."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -67,7 +65,7 @@ class ReadOptions:
         return {name: getattr(self, name) for name in READING_IDS if getattr(self, name) != getattr(DEFAULTS, name)}
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any]) -> ReadOptions:
+    def of_config(cls, config: Mapping[str, Any]) -> "ReadOptions":
         """Return the reading options that a bundle's config sets (the ids in `READING_IDS`)."""
         return cls(**{name: config[name] for name in READING_IDS if name in config})
 

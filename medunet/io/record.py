@@ -1,7 +1,5 @@
 """What was read: stored beside the voxels, without patient identity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +52,7 @@ class ReadRecord:
         """Whether the format places images in a patient; pictures have no placement."""
         return self.format not in PICTURE_FORMATS
 
-    def is_on_grid_of(self, other: ReadRecord) -> bool:
+    def is_on_grid_of(self, other: "ReadRecord") -> bool:
         """Return whether two images have the same grid. If one of them is not placed, only the shapes are compared."""
         if self.is_placed and other.is_placed:
             return self.geometry.is_close(other.geometry)

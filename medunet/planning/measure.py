@@ -1,7 +1,5 @@
 """Measurements of one case: grid, intensities under the labels, thickness of the structures; and a cache of them."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -58,7 +56,7 @@ class CaseMeasure:
     objects: ObjectFigures | None = None  # of labels that number objects
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> CaseMeasure:
+    def from_dict(cls, content: Mapping[str, Any]) -> "CaseMeasure":
         """Return the measurement from its `dataclasses.asdict`, also after a round trip through JSON."""
         values = dict(content)
         for key in ("shape", "spacing_mm", "crop_shape", "body_shape"):

@@ -1,7 +1,5 @@
 """The record of a prediction for an audit: software, models, device, settings, and each input and output."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +53,7 @@ class CaseFile:
     @classmethod
     def read(
         cls, path: str, frames: Iterable[str] = (), *, shown: str | None = None, names: Pseudonyms | None = None
-    ) -> CaseFile:
+    ) -> "CaseFile":
         """Return the facts of a file, or of a folder with a DICOM series.
 
         Args:

@@ -1,7 +1,5 @@
 """A run's record: a JSON file in its folder with everything that MLflow shows about it, and what was sent."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -63,7 +61,7 @@ class RunRecord:
     is_synced: bool = False  # whether the run has ended and MLflow has everything
 
     @classmethod
-    def load(cls, path: Path, *, uri: str | None = None) -> RunRecord | None:
+    def load(cls, path: Path, *, uri: str | None = None) -> "RunRecord | None":
         """Read a record; None if it is missing, cannot be read, or belongs to a store other than `uri`."""
         try:
             record = cls(**json.loads(path.read_text(encoding="utf-8")))
@@ -72,7 +70,7 @@ class RunRecord:
         return record if uri in (None, record.uri) else None
 
     @classmethod
-    def require(cls, path: Path) -> RunRecord:
+    def require(cls, path: Path) -> "RunRecord":
         """Read a record, or raise a DataError."""
         record = cls.load(path)
         if record is None:
@@ -81,7 +79,7 @@ class RunRecord:
 
     @classmethod
     @contextmanager
-    def edit(cls, path: Path) -> Iterator[RunRecord]:
+    def edit(cls, path: Path) -> Iterator["RunRecord"]:
         """Read a record, and write it if the block changes it; threads and processes take turns."""
         with lock(path.with_name(f".{path.name}.lock")):
             record = cls.require(path)

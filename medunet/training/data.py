@@ -1,7 +1,5 @@
 """Data for the network: sampling, loading, preparation before the first step, and intensity augmentation."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -37,7 +35,7 @@ class Draw(int):
 
     seed: int
 
-    def __new__(cls, index: int, seed: int = 0) -> Draw:
+    def __new__(cls, index: int, seed: int = 0) -> "Draw":
         """Create the index; unpickling restores the seed later."""
         draw = super().__new__(cls, index)
         draw.seed = seed

@@ -1,7 +1,5 @@
 """Connected components of classes and regions, and label maps without those that a rule rejects."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ class Components:
     voxels: Array
 
     @classmethod
-    def of(cls, mask: Array) -> Components:
+    def of(cls, mask: Array) -> "Components":
         """Label a mask; only the smallest box around it is searched."""
         boxes = ndimage.find_objects(mask.astype(np.uint8))
         box = boxes[0] if boxes and boxes[0] is not None else (slice(0, 0),) * mask.ndim

@@ -1,7 +1,5 @@
 """Smooth maps of a patch into a volume, and resampling along them."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
@@ -42,7 +40,7 @@ class Deformation:
     _inside: dict[Any, tuple[torch.Tensor, list[tuple[int, int]]]] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
-    def crop(start: Sequence[int], size: Sequence[int]) -> Deformation:
+    def crop(start: Sequence[int], size: Sequence[int]) -> "Deformation":
         """Return the map that copies the box of `size` whose first voxel is `start` (which may be outside)."""
         center = np.asarray(start, dtype=np.float64) + (np.asarray(size) - 1) / 2
         return Deformation(size=tuple(size), center=center, matrix=np.eye(len(center)))

@@ -1,7 +1,5 @@
 """One preprocessed case on disk: a safetensors file, which is written atomically and read by memory map."""
 
-from __future__ import annotations
-
 import enum
 import json
 import logging
@@ -58,7 +56,7 @@ class Entry:
         return item, indices
 
     @staticmethod
-    def open(path: Path, *, check_arrays: bool = True) -> Entry | None:
+    def open(path: Path, *, check_arrays: bool = True) -> "Entry | None":
         """Return the entry in a file, or None if the file is missing or damaged."""
         if not path.exists():
             return None
@@ -74,7 +72,7 @@ class Entry:
         return Entry(path, content)
 
     @staticmethod
-    def write(path: Path, item: Mapping[str, Any], indices: Indices, *, source: Any) -> Entry:
+    def write(path: Path, item: Mapping[str, Any], indices: Indices, *, source: Any) -> "Entry":
         """Store an item of arrays, tensors and values that JSON can represent; `source` describes its files."""
         arrays: dict[str, np.ndarray] = {}
         content: dict[str, Any] = {"item": _encoded(dict(item), arrays, "item"), "source": source}

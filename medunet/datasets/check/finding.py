@@ -1,7 +1,5 @@
 """One thing that is wrong or unusual in a data set."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ class Finding:
     case: str = ""  # name of the case; empty for the whole data set
 
     @classmethod
-    def of(cls, error: MedunetError, *, file: Path, case: str = "") -> Finding:
+    def of(cls, error: MedunetError, *, file: Path, case: str = "") -> "Finding":
         """Return the finding of a typed error."""
         values = [f"{w} {v}" for w, v in (("received", error.received), ("expected", error.expected)) if v is not None]
         cause = error.cause + (f" ({', '.join(values)})" if values else "")

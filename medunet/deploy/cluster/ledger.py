@@ -1,7 +1,5 @@
 """The result of every case of a cohort: one appended line per case, so that a rerun continues."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -39,7 +37,7 @@ class Outcome:
     outputs: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def of(cls, prediction: Prediction, output: Path) -> Outcome:
+    def of(cls, prediction: Prediction, output: Path) -> "Outcome":
         """Return the outcome of a named case."""
         path = prediction.path
         return cls(
@@ -94,7 +92,7 @@ class Ledger:
             self._append({"bundle": digest, "replaces": replace})
         sync_folder(folder)
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, *_: object) -> None:

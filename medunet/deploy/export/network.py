@@ -1,7 +1,5 @@
 """The exported network: image channels in, logits out, one tile at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +34,7 @@ class TileSizes:
     multiple: tuple[int, ...]
 
     @classmethod
-    def of(cls, shapes: UNetShapes) -> TileSizes:
+    def of(cls, shapes: UNetShapes) -> "TileSizes":
         """Return the sizes of a network."""
         stride = shapes.total_stride
         smallest = shapes.next_valid_input((1,) * shapes.spatial_dims)
@@ -102,7 +100,7 @@ class TileNetwork:
         """Number of image channels."""
         return int(self.description["in_channels"])
 
-    def limited(self, largest: tuple[int, ...] | None) -> TileNetwork:
+    def limited(self, largest: tuple[int, ...] | None) -> "TileNetwork":
         """Return the network for files that accept tiles up to a size."""
         if largest is None:
             return self

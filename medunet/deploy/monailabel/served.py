@@ -1,7 +1,5 @@
 """A bundle as a label server offers it: its name, its labels, and a working copy that training may change."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import shutil
@@ -76,7 +74,7 @@ class ServedBundle:
         """Text that changes when the weights change."""
         return "-".join(f"{path.stat().st_mtime_ns:x}" for path in self.weights)
 
-    def working_copy(self, folder: Path) -> ServedBundle:
+    def working_copy(self, folder: Path) -> "ServedBundle":
         """Copy the bundle, which must be trusted, to `folder/NAME`, where training may change the weights.
 
         An existing copy keeps its weights, unless the bundle has new weights or the copy is of another bundle. Hashes

@@ -4,8 +4,6 @@ The profile (PS3.15, annex E, table E.1-1) is followed as far as it concerns wha
 new and copy little from the source (`references.LINKS`). Voxels are labels, so there is nothing to blank.
 """
 
-from __future__ import annotations
-
 import hmac
 import os
 import secrets
@@ -67,7 +65,7 @@ class Pseudonyms:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_file(cls, path: Path | None) -> Pseudonyms:
+    def from_file(cls, path: Path | None) -> "Pseudonyms":
         """Create pseudonyms with the key in a file, or without a key; a file that cannot be read is a DataError."""
         if path is None:
             return cls()
@@ -110,7 +108,7 @@ class Pseudonyms:
     def _digest(self, kind: str, text: str) -> str:
         return hmac.digest(self._key, f"{kind}:{text}".encode(), "sha256").hex()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Pseudonyms:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pseudonyms":
         """Copies of a transform share the names."""
         return self
 
