@@ -1,14 +1,18 @@
 """The YAML sources and the rendered bundles: in the installed package, or at the top of a checkout."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from medunet.errors import ConfigError
+from medunet.files import cache_folder
 
 WORKFLOWS = ("train", "evaluate", "inference")  # configs that are complete; other JSON files of a bundle are overlays
 NOT_PRESETS = {*WORKFLOWS, "metadata", "multi_gpu_train"}  # the last one works under torchrun only
+WEIGHTS = "models/model.safetensors"  # of a trained model that comes with medunet
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -21,26 +25,44 @@ def resource_dir(name: str) -> Path:
     raise ConfigError("this installation lacks a folder", file=name, remedy="reinstall medunet")
 
 
+def model_registry() -> dict[str, dict[str, Any]]:
+    """Return what `bundles/models.json` says about each trained model, by its name."""
+    return dict(json.loads((resource_dir("bundles") / "models.json").read_text(encoding="utf-8")))
+
+
+def model_entry(name: str) -> dict[str, Any]:
+    """Return what the registry says about a trained model.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    if (entry := model_registry().get(name)) is None:
+        raise ConfigError("no such model", received=name, expected=" or ".join(shipped_models()))
+    return entry
+
+
 def shipped_bundles() -> list[str]:
     """Return the names of the bundles that come with medunet without weights."""
-    return _shipped(trained=False)
+    folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
+    return sorted({path.name for path in folders} - {*model_registry()})
 
 
 def shipped_models() -> list[str]:
-    """Return the names of the trained bundles that come with medunet."""
-    return _shipped(trained=True)
+    """Return the names of the trained models."""
+    return sorted(model_registry())
 
 
-def _shipped(*, trained: bool) -> list[str]:
-    folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
-    # a trained model was planned for its data; a recipe may have weights if somebody trains in its folder
-    return sorted(path.name for path in folders if (path / "docs" / "plan.json").is_file() == trained)
+def model_folder(name: str) -> Path:
+    """Return the folder of a trained model: in the installation, or where `medunet get` stores fetched weights."""
+    shipped = resource_dir("bundles") / name
+    fetched = cache_folder() / "models" / f"{name}-{model_entry(name)['version']}"
+    return shipped if (shipped / WEIGHTS).is_file() else fetched
 
 
 def find_run(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a trained bundle, given its path or the name of a shipped model."""
+    """Return the folder of a trained bundle, given its path or the name of a trained model."""
     path = Path(name_or_path)
-    return resource_dir("bundles") / path if str(path) in shipped_models() and not path.exists() else path
+    return find_bundle(str(path)) if str(path) in shipped_models() and not path.exists() else path
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -52,13 +74,18 @@ def find_bundle(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if (path / "configs").is_dir():
         return path
-    names = [*shipped_bundles(), *shipped_models()]
-    if path.name == str(name_or_path) and path.name in names:
-        return resource_dir("bundles") / path.name
+    recipes, models = shipped_bundles(), shipped_models()
+    if str(name_or_path) in recipes:
+        return resource_dir("bundles") / path
+    if str(name_or_path) in models:
+        folder = model_folder(path.name)
+        if not (folder / WEIGHTS).is_file():
+            raise ConfigError("the weights of this model are missing", file=path, remedy=f"`medunet get {path}`")
+        return folder
     if path.is_file():
         raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
-    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(names)}")
+    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join([*recipes, *models])}")
 
 
 def preset_names(configs: Iterable[str]) -> list[str]:

@@ -3,8 +3,9 @@
     python scripts/ship_model.py RUN bundles/NAME --facts facts.json --scores metrics.json
 
 `facts.json` has what a run does not know: `name`, `description`, `task`, `data_source`, `copyright` of metadata.json,
-`labels` (new names of the classes, by the old name), and `card` (paragraphs on use, data and limits). `metrics.json` is
-what `medunet evaluate` wrote for images that were not used in training.
+`licence` (short name), `labels` (new names of the classes, by the old name), and `card` (paragraphs on use, data and
+limits). `metrics.json` is what `medunet evaluate` wrote for images that were not used in training. The figures also go
+into `bundles/models.json`, the registry of trained models.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from safetensors.torch import save_file
 
 from medunet.bundle import find_bundle
 from medunet.config import read_json
+from medunet.files import sha256_of
+from medunet.resources import WEIGHTS
 from medunet.runtime.weights import load_checkpoint
 from medunet.trust import record_weights
 
+CARD = "docs/README.md"
 SCORES = {"ap_50": "AP at IoU 0.5", "mean_ap": "mean AP, IoU 0.5 to 0.95", "f1": "F1 at IoU 0.5", "aji": "AJI"}
 OF_RUN = ("dataset_dir", "training_dir", "store_dir")  # ids with folders of the machine
 
@@ -33,7 +37,7 @@ def to_text(config: Any) -> str:
 
 def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any]) -> None:
     """Copy what prediction and fine-tuning need; convolutions are stored as float16."""
-    names, card = facts.pop("labels", {}), facts.pop("card")
+    names, card, licence = facts.pop("labels", {}), facts.pop("card"), facts.pop("licence")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run / "configs", target / "configs")
     for folder in ("docs", "models", "eval"):
@@ -56,16 +60,32 @@ def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any])
     weights = load_checkpoint(run / "models" / "model.pt")["model"]
     # the variances of batch norm can be too small for float16
     half = {key: (value.half() if value.ndim > 1 else value).contiguous() for key, value in weights.items()}
-    file = target / "models" / "model.safetensors"
+    file = target / WEIGHTS
     save_file(half, file)
     file.chmod(0o644)
     record_weights(target, to_text=to_text)
-    ((name, classes),) = scores["objects"].items()
-    rows = [f"| {title} | {classes['pooled'][key]:.3f} |" for key, title in SCORES.items()]
-    about = f"{scores['cases']} images that were not used in training, all objects together ({names.get(name, name)})."
+    metrics = figures(scores, names)
+    rows = [f"| {title} | {value:.3f} |" for title, value in metrics.items()]
+    about = f"{scores['cases']} images that were not used in training"
+    about += ", all objects together." if scores.get("objects") else "; mean over the images."
     table = ["| metric | value |", "| --- | --- |", *rows]
     lines = [f"# {facts['name']}", *card, "## Results", about, "\n".join(table)]
-    (target / "docs" / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    (target / CARD).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    registry = target.parent / "models.json"
+    entry = {"version": read_json(target / "configs" / "metadata.json")["version"], "task": facts["task"]}
+    entry |= {"licence": licence, "size": file.stat().st_size, "sha256": sha256_of(file)}
+    entry |= {"metrics": metrics, "card": CARD}
+    registry.write_text(to_text(dict(sorted((read_json(registry) | {target.name: entry}).items()))), encoding="utf-8")
+
+
+def figures(scores: dict[str, Any], names: dict[str, str]) -> dict[str, float]:
+    """Return the figures of the model card by their titles: of objects, or the Dice of each class."""
+    if objects := scores.get("objects"):
+        ((_, classes),) = objects.items()
+        return {title: round(classes["pooled"][key], 3) for key, title in SCORES.items()}
+    dice = {name: entry["scores"]["dice"]["mean"] for name, entry in scores["classes"].items()}
+    named = {f"Dice {names.get(name, name)}": value for name, value in dice.items()}
+    return {key: round(value, 3) for key, value in (named | {"mean Dice": scores["mean_dice"]}).items()}
 
 
 def main() -> None:

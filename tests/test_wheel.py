@@ -20,7 +20,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     wheel = zipfile.ZipFile(next(folder.glob("medunet-*.whl")))
     left_over = [name for name in wheel.namelist() if name.endswith((".pt", ".db")) or "/models/" in name]
-    assert left_over == ["medunet/_resources/bundles/nuclei/models/model.safetensors"]
+    models = "hippocampus", "nuclei"
+    assert left_over == [f"medunet/_resources/bundles/{name}/models/model.safetensors" for name in models]
     wheel.extractall(folder / "site")
     return folder / "site"
 

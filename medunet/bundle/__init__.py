@@ -6,6 +6,7 @@ from medunet.resources import shipped_bundles as shipped_bundles
 from medunet.resources import shipped_models as shipped_models
 
 from .explain import show as show
+from .models import get_model as get_model
 from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_beside as plan_beside
 from .planned import plan_bundle as plan_bundle

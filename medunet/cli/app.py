@@ -14,6 +14,7 @@ from medunet.cli import (
     check,
     demo,
     evaluate,
+    get,
     info,
     label,
     measure,
@@ -58,6 +59,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(label.app, name="label")
 add(app, cache.cache)
+add(app, get.get)
 add(app, info.list_bundles, "list")
 add(app, info.info)
 

@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import re
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,7 +13,7 @@ from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.config import read_json
 from medunet.files import cache_folder, config_folder
-from medunet.resources import preset_names, resource_dir, shipped_bundles, shipped_models
+from medunet.resources import WEIGHTS, model_folder, model_registry, preset_names, resource_dir, shipped_bundles
 
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
@@ -60,24 +61,30 @@ def extras() -> dict[str, str]:
     return {extra: f"without {', '.join(names)}" if names else "installed" for extra, names in missing.items()}
 
 
-@examples("medunet list", "medunet list --json")
+@examples("medunet list", "medunet list --models", "medunet list --json")
 @with_json("list")
-def list_bundles() -> None:
+def list_bundles(
+    models_only: Annotated[bool, typer.Option("--models", help="Show only the trained models.")] = False,
+) -> None:
     """List the shipped bundles with their presets, and the trained models."""
     rows = {}
-    for name in shipped_bundles():
+    for name in shipped_bundles() if not models_only else ():
         folder = resource_dir("bundles") / name / "configs"
         presets = preset_names(path.stem for path in folder.glob("*.json"))
         rows[name] = {"description": read_json(folder / "metadata.json")["description"], "presets": presets}
     models = {}
-    for name in shipped_models():
+    for name, entry in model_registry().items():
         metadata = read_json(resource_dir("bundles") / name / "configs" / "metadata.json")
-        models[name] = {key: metadata[key] for key in ("description", "task", "data_source", "copyright")}
-    print_json(bundles=rows, models=models)
+        facts = {key: metadata[key] for key in ("description", "data_source", "copyright")}
+        models[name] = {**facts, **entry, "installed": (model_folder(name) / WEIGHTS).is_file()}
+    print_json(**({} if models_only else {"bundles": rows}), models=models)
     table = Table("bundle", "description", "presets")
     for name, row in rows.items():
         table.add_row(name, escape(row["description"]), ", ".join(row["presets"]))
-    trained = Table("trained model", "description", "data")
+    trained = Table("trained model", "task", "figures on held-out cases", "licence", "size", "data")
     for name, row in models.items():
-        trained.add_row(name, escape(row["description"]), escape(row["data_source"]))
-    opt.wide_console().print(table, trained)
+        figures = ", ".join(f"{key} {value:.3f}" for key, value in row["metrics"].items())
+        state = f"{row['size'] / 1e6:.1f} MB" + ("" if row["installed"] else f", `medunet get {name}`")
+        label = f"{name} {row['version']}"
+        trained.add_row(*map(escape, (label, row["task"], figures, row["licence"], state, row["data_source"])))
+    opt.wide_console().print(*([] if models_only else [table]), trained)

@@ -90,7 +90,7 @@ def main() -> None:
     """Read a request from standard input, and write the cost as one line of JSON to standard output."""
     request = json.load(sys.stdin)
     try:
-        cost = _measure(**request)
+        cost = time_steps(**request)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -98,7 +98,8 @@ def main() -> None:
     sys.stdout.write(f"\n{json.dumps(asdict(cost))}\n")
 
 
-def _measure(config: dict[str, Any], image_size: Sequence[int], device: str) -> StepCost:
+def time_steps(config: dict[str, Any], image_size: Sequence[int], device: str) -> StepCost:
+    """Run the steps of :func:`measure_step` in this process; an error ends them if memory runs out."""
     target = resolve_device(device)
     if target.type == "cpu":
         keep_freed_memory()  # as the trainer does

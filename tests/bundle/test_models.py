@@ -1,18 +1,23 @@
-"""The trained models that come with medunet."""
+"""The trained models that come with medunet, and those whose weights are fetched."""
 
 import json
+import shutil
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
-from commands import Medunet
+from commands import Capture, Medunet
 from scipy import ndimage
 
 from medunet import load
-from medunet.bundle import find_bundle, shipped_models
+from medunet.bundle import find_bundle, get_model, models, resource_dir, shipped_models
+from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.files import sha256_of
 from medunet.io import read_volume, write_volume
 from medunet.metrics import count_objects, object_scores
+from medunet.resources import WEIGHTS, model_registry
 from medunet.trust import judge
 
 
@@ -22,7 +27,12 @@ def test_models_are_small_trusted_and_have_a_card(name: str) -> None:
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pt"]
     assert sum(path.stat().st_size for path in files) < 6 << 20
     assert judge(folder).reason == "known"
-    assert "## Results" in (folder / "docs" / "README.md").read_text()
+    entry, metadata = model_registry()[name], json.loads((folder / "configs" / "metadata.json").read_text())
+    card = (folder / entry["card"]).read_text()
+    assert "## Results" in card
+    assert all(f"| {title} | {value:.3f} |" in card for title, value in entry["metrics"].items())
+    assert (entry["version"], entry["task"]) == (metadata["version"], metadata["task"])
+    assert (entry["size"], entry["sha256"]) == ((folder / WEIGHTS).stat().st_size, sha256_of(folder / WEIGHTS))
     for config in (folder / "configs").glob("*.json"):
         assert json.loads(config.read_text()).get("dataset_dir", ".") == "."
 
@@ -48,6 +58,51 @@ def test_nuclei_are_segmented_without_training(colours: int, tmp_path: Path, med
     assert scores["ap_50"] > 0.9
     assert (tmp_path / "out" / "cells_objects.csv").is_file()
     assert np.array_equal(load("nuclei", device="cpu").predict(file).labels, found)
+
+
+def test_get_copies_a_model_into_a_new_folder(tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
+    copy = tmp_path / "copy"
+    assert medunet("get", "nuclei", "-o", copy) == 0
+    assert f"model card: {copy / 'docs' / 'README.md'}" in capsys.readouterr().out.replace("\n", "")
+    assert judge(find_bundle(copy)).reason == "known"
+    assert medunet("get", "nuclei", "-o", copy) == medunet("get", "nosuch") == 2
+    (copy / WEIGHTS).write_bytes(b"other")
+    assert medunet("get", "nuclei") == 0
+
+
+def test_missing_weights_are_fetched_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = (find_bundle("nuclei") / WEIGHTS).read_bytes()
+    installed = tmp_path / "bundles"
+    shutil.copytree(resource_dir("bundles"), installed, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
+    monkeypatch.setattr("medunet.resources.resource_dir", lambda name: installed)
+    monkeypatch.setattr(models, "resource_dir", lambda name: installed)
+    monkeypatch.setenv("MEDUNET_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"weights of this model are missing.*medunet get nuclei"):
+        find_bundle("nuclei")
+    release = tmp_path / "release"
+    release.mkdir()
+    for address, fault in (("", ConfigError), ("ftp://host", ConfigError), (str(release), DataError)):
+        monkeypatch.setenv("MEDUNET_MODELS", address)
+        with pytest.raises(fault):
+            get_model("nuclei")
+    for content in (weights[:-1], weights + b" ", weights[:-1] + b"\0"):
+        (release / "nuclei-0.1.0.safetensors").write_bytes(content)
+        with pytest.raises(DataError, match="the weights differ from the registry"):
+            get_model("nuclei")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    (release / "nuclei-0.1.0.safetensors").write_bytes(weights)
+    monkeypatch.setenv("MEDUNET_MODELS", release.as_uri())
+    folder = get_model("nuclei")
+    assert folder == find_bundle("nuclei") == tmp_path / "cache" / "models" / "nuclei-0.1.0"
+    assert judge(folder).reason == "known"
+    assert (folder / WEIGHTS).read_bytes() == weights
+
+
+def test_redirects_keep_the_scheme() -> None:
+    request = urllib.request.Request("https://host/file")
+    with pytest.raises(SecurityError, match="redirected to another scheme"):
+        models._SameScheme().redirect_request(request, None, 302, "Found", {}, "http://host/file")
+    assert models._SameScheme().redirect_request(request, None, 302, "Found", {}, "https://other/file") is not None
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -84,6 +84,7 @@ def ask(medunet: Medunet, capfd: Capture) -> Ask:
 def test_documents_about_bundles_and_the_machine(ask: Ask) -> None:
     assert ask("info")["python"]
     assert set(ask("list")["bundles"]) == {"unet_2015", "unet_2d", "unet_3d"}
+    assert ask("get", "nuclei")["sha256"] == ask("list", "--models")["models"]["nuclei"]["sha256"]
     (entry,) = ask("bundle", "show", "unet_3d", "epochs")["ids"]
     assert entry["type"] == "integer"
     faults = ask("bundle", "verify", "unet_2d")["faults"]

@@ -1,4 +1,4 @@
-"""The demo on small volumes: it trains, evaluates and draws, and a demo of another length replaces its run."""
+"""The demo on small volumes: it fits the time, and ends with a real image; another length replaces its run."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ import pytest
 from small import SMALL_3D
 
 from medunet.datasets import write_phantom_dataset
+from medunet.planning.probe import StepCost
 from medunet.runs import demo
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -16,9 +17,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_a_demo_is_repeated_with_another_number_of_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "TRAINING_CASES", 4)
     monkeypatch.setattr(demo, "TEST_CASES", 1)
-    monkeypatch.setattr(demo, "DEMO_CHANGES", {**SMALL_3D, "epochs": 1, "folds": 2, "tracking_uri": ""})
+    monkeypatch.setattr(demo, "DEMO_CHANGES", {**SMALL_3D, "folds": 2, "tracking_uri": ""})
+    slow = StepCost(True, step_seconds=5 * demo.SECONDS)
+    monkeypatch.setattr(demo, "time_steps", lambda *_, **__: slow)
     monkeypatch.setattr(demo, "write_phantom_dataset", functools.partial(write_phantom_dataset, size=(36, 34, 26)))
-    assert "liver" in demo.run_demo(tmp_path, device="cpu")
+    dice, nuclei = demo.run_demo(tmp_path, device="cpu")
+    assert "liver" in dice
+    assert 200 < nuclei < 450
+    assert (tmp_path / "nuclei.png").read_bytes().startswith(b"\x89PNG")
     assert "liver" in (tmp_path / "report.html").read_text()
     demo.run_demo(tmp_path, epochs=2, device="cpu")
     history = json.loads((tmp_path / "run" / "eval" / "history.json").read_text())

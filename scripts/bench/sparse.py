@@ -1,0 +1,94 @@
+"""Hippocampus with a few annotated slices per training volume beside full labels, after the same number of steps.
+
+    python -m scripts.bench.sparse --data DATA/Task04_Hippocampus [--steps 600] [--slices 3]
+
+The slices are axial and evenly spaced within the extent of the structures; all other voxels are `ignore`. Fold 0 of
+the sorted names is held out and evaluated with full labels. The network is narrow, so that a run takes minutes on one
+core. Results go to scripts/results/sparse.json and are printed as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from medunet.bundle import plan_bundle
+from medunet.config import read_json
+from medunet.datasets import SegmentationDataset, open_dataset
+from medunet.runs import evaluate_bundle, train_bundle
+
+from .measure import RESULTS, describe, fold_by_name, machine, table, write_json
+
+NARROW: dict[str, Any] = {
+    "network_def::channels": [8, 16, 32, 64],
+    "patch_size": [32, 48, 32],
+    "batch_size": 2,
+    "steps_per_epoch": 40,
+}
+IGNORE = 3
+AXIS = 2  # of the slices
+
+
+def sparse_copy(dataset: SegmentationDataset, folder: Path, slices: int, held_out: list[str]) -> Path:
+    """Write a data set whose training labels have only some slices, and return its folder."""
+    manifest = read_json(dataset.root / "dataset.json")
+    manifest["labels"] = {**manifest["labels"], str(IGNORE): "ignore"}
+    (folder / "labelsTr").mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    if not (folder / "imagesTr").exists():
+        (folder / "imagesTr").symlink_to((dataset.root / "imagesTr").resolve())
+    for case in dataset.cases:
+        assert case.label is not None
+        image = nib.load(case.label)
+        label = np.asanyarray(image.dataobj).astype(np.uint8)
+        if case.name not in held_out:
+            found = np.flatnonzero(label.any(axis=tuple(axis for axis in range(3) if axis != AXIS)))
+            shares = (np.arange(slices) + 0.5) / slices
+            kept = np.rint(found[0] + shares * (found[-1] - found[0])).astype(int)
+            ignored = np.ones(label.shape[AXIS], bool)
+            ignored[kept] = False
+            np.moveaxis(label, AXIS, 0)[ignored] = IGNORE
+        nib.save(nib.Nifti1Image(label, image.affine), folder / "labelsTr" / case.label.name)
+    return folder
+
+
+def dice(data: Path, work: Path, *, steps: int, held_out: list[str]) -> dict[str, float]:
+    """Plan, train and evaluate the held-out cases; return the Dice of each class and their mean."""
+    plan_bundle(data, work / "bundle", measure=False)
+    epochs = steps // NARROW["steps_per_epoch"]
+    changes = {**NARROW, "validation_cases": held_out, "epochs": epochs, "val_interval": epochs, "tracking_uri": ""}
+    run = train_bundle(work / "bundle", data, work / "run", changes=changes).run
+    summary = evaluate_bundle(run, data, section="validation")
+    classes = {name: entry["scores"]["dice"]["mean"] for name, entry in summary["classes"].items()}
+    return {**classes, "mean": summary["mean_dice"]}
+
+
+def main() -> None:
+    """Measure both, write the results and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("bench_sparse"))
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--slices", type=int, default=3)
+    options = parser.parse_args()
+    dataset = open_dataset(options.data)
+    held_out = [case.name for case in fold_by_name(dataset.cases)[1]]
+    sparse = sparse_copy(dataset, options.work / "data", options.slices, held_out)
+    rows = {}
+    for name, data in ((f"{options.slices} slices", sparse), ("full labels", options.data)):
+        rows[name] = dice(data, options.work / name.replace(" ", "_"), steps=options.steps, held_out=held_out)
+        print(name, rows[name], flush=True)
+    where = machine()
+    write_json(RESULTS / "sparse.json", {"steps": options.steps, "dice": rows, "machine": where})
+    head = ("labels", *next(iter(rows.values())))
+    print(table(head, [(name, *(f"{value:.3f}" for value in row.values())) for name, row in rows.items()]))
+    print(describe(where))
+
+
+if __name__ == "__main__":
+    main()
