@@ -50,8 +50,7 @@ def get_model(name: str, output: str | os.PathLike[str] | None = None) -> Path:
 
 def _fetch(file: str, *, limit: int) -> bytes:
     """Return a file of the release address; one byte more than `limit` if it is larger."""
-    address = os.environ.get(ADDRESS, "")
-    if not address:
+    if not (address := os.environ.get(ADDRESS)):
         raise ConfigError("no address to fetch models from", file=file, remedy=f"set {ADDRESS} to a folder or https://")
     url = f"{address if '://' in address else Path(address).resolve().as_uri()}/{file}"
     if urlsplit(url).scheme not in SCHEMES:

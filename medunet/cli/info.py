@@ -85,6 +85,6 @@ def list_bundles(
     for name, row in models.items():
         figures = ", ".join(f"{key} {value:.3f}" for key, value in row["metrics"].items())
         state = f"{row['size'] / 1e6:.1f} MB" + ("" if row["installed"] else f", `medunet get {name}`")
-        label = f"{name} {row['version']}"
-        trained.add_row(*map(escape, (label, row["task"], figures, row["licence"], state, row["data_source"])))
+        cells = f"{name} {row['version']}", row["task"], figures, row["licence"], state, row["data_source"]
+        trained.add_row(*map(escape, cells))
     opt.wide_console().print(*([] if models_only else [table]), trained)

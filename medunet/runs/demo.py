@@ -72,9 +72,8 @@ def run_demo(output: Path, *, epochs: int | None = None, device: str = "auto") -
 def _epochs_that_fit(device: str) -> int:
     config = apply(read_json(find_bundle("unet_3d") / "configs" / "train.json"), DEMO_CHANGES)
     cost = time_steps(config, image_size=config["patch_size"], device=device)
-    cases = TRAINING_CASES // config["folds"]
-    steps = config["steps_per_epoch"]
-    return min(MAX_EPOCHS, fit_schedule(cost, steps, validation_cases=cases, seconds=SECONDS, device="cpu").epochs)
+    options: dict[str, Any] = {"validation_cases": TRAINING_CASES // config["folds"], "seconds": SECONDS}
+    return min(MAX_EPOCHS, fit_schedule(cost, config["steps_per_epoch"], device="cpu", **options).epochs)
 
 
 def number_nuclei(picture: Path, *, device: str) -> int:
@@ -82,7 +81,6 @@ def number_nuclei(picture: Path, *, device: str) -> int:
     stain = rgb2hed(immunohistochemistry())[..., 0].T  # hematoxylin, which stains nuclei
     black, white = np.percentile(stain, CONTRAST)
     image = 255 * np.clip((stain - black) / (white - black), 0, 1).astype(np.float32)
-    found = Predictor("nuclei", device=device).decide_array(np.stack([image] * 3))["pred"][0]
-    numbers = np.asarray(found).astype(np.int32)
+    numbers = np.asarray(Predictor("nuclei", device=device).decide_array(np.stack([image] * 3))["pred"][0], np.int32)
     write_atomically(picture, render_objects(image, numbers))
     return int(numbers.max())

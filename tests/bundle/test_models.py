@@ -60,6 +60,17 @@ def test_nuclei_are_segmented_without_training(colours: int, tmp_path: Path, med
     assert np.array_equal(load("nuclei", device="cpu").predict(file).labels, found)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_hippocampus_is_segmented_without_training(test_data: Path, tmp_path: Path, medunet: Medunet) -> None:
+    data = test_data / "Task04_Hippocampus"
+    name = "hippocampus_001.nii.gz"  # of fold 0, which was held out
+    assert medunet("predict", "hippocampus", data / "imagesTr" / name, "-o", tmp_path) == 0
+    found, label = (read_volume(path / name).image[0].numpy() for path in (tmp_path, data / "labelsTr"))
+    for value in (1, 2):
+        pred, ref = found == value, label == value
+        assert 2 * (pred & ref).sum() > 0.75 * (pred.sum() + ref.sum())
+
+
 def test_get_copies_a_model_into_a_new_folder(tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
     copy = tmp_path / "copy"
     assert medunet("get", "nuclei", "-o", copy) == 0
