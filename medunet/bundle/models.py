@@ -13,7 +13,6 @@ from medunet.files import atomic_path, require_new, sha256_of
 from medunet.resources import WEIGHTS, model_entry, model_folder, resource_dir
 
 ADDRESS = "MEDUNET_MODELS"  # environment variable: a folder, or its address
-SCHEMES = ("https", "file")
 TIMEOUT = 60.0  # seconds without an answer
 
 
@@ -53,7 +52,7 @@ def _fetch(file: str, *, limit: int) -> bytes:
     if not (address := os.environ.get(ADDRESS)):
         raise ConfigError("no address to fetch models from", file=file, remedy=f"set {ADDRESS} to a folder or https://")
     url = f"{address if '://' in address else Path(address).resolve().as_uri()}/{file}"
-    if urlsplit(url).scheme not in SCHEMES:
+    if urlsplit(url).scheme not in ("https", "file"):
         raise ConfigError(f"{ADDRESS} must be a folder, file:// or https://", received=address)
     try:
         with urllib.request.build_opener(_SameScheme).open(url, timeout=TIMEOUT) as answer:

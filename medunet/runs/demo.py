@@ -30,7 +30,6 @@ TEST_CASES = 6
 SEED = 2015
 SECONDS = 120.0  # for training, on any machine; the other steps take about as long
 MAX_EPOCHS = 40  # of a fast machine
-CONTRAST = (1.0, 99.8)  # percentiles of the stain that become black and white
 
 # changes to `unet_3d`: the phantoms are simple and small
 DEMO_CHANGES: Mapping[str, Any] = {
@@ -79,7 +78,7 @@ def _epochs_that_fit(device: str) -> int:
 def number_nuclei(picture: Path, *, device: str) -> int:
     """Draw the nuclei that the model `nuclei` finds in a stained section of the colon, and return their number."""
     stain = rgb2hed(immunohistochemistry())[..., 0].T  # hematoxylin, which stains nuclei
-    black, white = np.percentile(stain, CONTRAST)
+    black, white = np.percentile(stain, (1, 99.8))
     image = 255 * np.clip((stain - black) / (white - black), 0, 1).astype(np.float32)
     numbers = np.asarray(Predictor("nuclei", device=device).decide_array(np.stack([image] * 3))["pred"][0], np.int32)
     write_atomically(picture, render_objects(image, numbers))
