@@ -41,7 +41,7 @@ COVERAGE = 0.9  # of the intervals
 FLOOR = 0.02  # smallest scale of an interval: even perfect agreement leaves this error of annotators
 SLOPES = (0.1, 3.0)  # of the line from agreement to Dice: more agreement never lowers the expected Dice
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 Facts = dict[str, Any]  # of a case: words, and lists of numbers, by what they are
 
 
@@ -180,26 +180,30 @@ class Reviewer:
 
     def review(self, item: Mapping[Any, Any], case: str) -> Review:
         """Return the review of a predicted item with its `agreement`, before it is written."""
-        agreement, known, facts, classes = item["agreement"], self.calibration, {}, {}
+        agreement, known = item["agreement"], self.calibration
+        facts, classes, unlimited = {}, {}, []
         if known:
             facts = describe_case(item["image"], np.asarray(plain(item["pred"]).cpu())[0], self.structures)
         flags = find_flags(facts, known.get("training", {}))
         for name in self.structures or agreement:
-            expected, line = None, known["classes"][name] if known else {}
+            free, limit, line = None, 1.0, known["classes"][name] if known else {}
             if known:
                 (size,), ((low,), (high,)) = facts[f"{name} size"], known["training"][f"{name} size"]
                 # no mask of this size has a higher Dice with one whose size is in the range of training
                 limit = 2 * size / (size + low) if size < low else 2 * high / (size + high) if size > high else 1.0
-                if name in agreement or limit == 0:
-                    expected = min(limit, float(predict_dice(line, agreement.get(name, 0.0))))
-            classes[name] = {"agreement": agreement.get(name), **_interval(expected, line, flags)}
-        means: dict[str, float | None] = {}
-        for key in ("agreement", "expected_dice"):
-            values = [value for one in classes.values() if (value := one[key]) is not None]
-            means[key] = float(np.mean(values)) if values else None
-        return Review(
-            case, means["agreement"], **_interval(means["expected_dice"], known, flags), classes=classes, flags=flags
-        )
+                free = float(predict_dice(line, agreement.get(name, 0.0))) if name in agreement or limit == 0 else None
+            classes[name] = {"agreement": agreement.get(name), **_interval(free, line, flags)}
+            if free is not None:
+                unlimited.append(free)
+                classes[name]["expected_dice"] = min(free, limit)
+        means = {key: _mean([one[key] for one in classes.values()]) for key in ("agreement", "expected_dice")}
+        ends = _interval(_mean(unlimited), known, flags)
+        return Review(case, **{**ends, **means}, classes=classes, flags=flags)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _interval(expected: float | None, known: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
@@ -207,11 +211,8 @@ def _interval(expected: float | None, known: Mapping[str, Any], flags: Sequence[
     if expected is None:
         return dict.fromkeys(("expected_dice", "low", "high"))
     width = known["quantile"] * max(1 - expected, FLOOR)
-    return {
-        "expected_dice": expected,
-        "low": 0.0 if flags else max(0.0, expected - width),
-        "high": min(1.0, expected + width),
-    }
+    low = 0.0 if flags else max(0.0, expected - width)
+    return {"expected_dice": expected, "low": low, "high": min(1.0, expected + width)}
 
 
 def predict_dice(line: Mapping[str, float], agreement: npt.ArrayLike) -> Array:
@@ -223,23 +224,26 @@ def fit_reviews(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict
     """Return the line from agreement to Dice of each class, and the quantiles of the intervals.
 
     Args:
-        rows: two per case that the network was not trained on, with `agreement` and the true `dice` of each class.
+        rows: `agreement` and true `dice` of each class, of held-out cases; after each its degraded copy, which only
+            the slope is fitted on.
         names: of the classes.
     """
     true = np.array([[row["dice"][name] for row in rows] for name in names])
-    expected, classes, half = np.full_like(true, np.nan), {}, np.arange(len(rows)) // 2 % 2
+    expected, classes, numbers = np.full_like(true, np.nan), {}, np.arange(len(rows))
+    half, original = numbers // 2 % 2, numbers % 2 == 0
     for name, y, found in zip(names, true, expected, strict=True):
         x, has = np.array([row["agreement"].get(name, 0.0) for row in rows]), ~np.isnan(y)
         for part in (half == 0, half == 1):  # the errors of each half are those of a line through the other one
-            found[has & part] = predict_dice(_fit(x[has & ~part], y[has & ~part]), x[has & part])
-        classes[name] = {**_fit(x[has], y[has]), **_errors(found[has], y[has])}
-    has = ~np.isnan(true).all(axis=0)
+            found[has & part] = predict_dice(_fit(x, y, original, has & ~part), x[has & part])
+        classes[name] = {**_fit(x, y, original, has), **_errors(found[has & original], y[has & original])}
+    has = ~np.isnan(true).all(axis=0) & original
     return {"classes": classes, **_errors(np.nanmean(expected[:, has], axis=0), np.nanmean(true[:, has], axis=0))}
 
 
-def _fit(x: Array, y: Array) -> dict[str, float]:
-    slope = float(np.clip(np.polyfit(x, y, 1)[0], *SLOPES)) if len(x) > 1 and np.ptp(x) > 0 else 1.0
-    return {"slope": slope, "intercept": float(np.median(y - slope * x)) if len(x) else 0.0}
+def _fit(x: Array, y: Array, original: Array, part: Array) -> dict[str, float]:
+    slope = float(np.clip(np.polyfit(x[part], y[part], 1)[0], *SLOPES)) if np.unique(x[part]).size > 1 else 1.0
+    rest = (y - slope * x)[part & original]
+    return {"slope": slope, "intercept": float(np.median(rest)) if len(rest) else 0.0}
 
 
 def _errors(expected: Array, true: Array) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Labels that disagree suspiciously with the prediction of a network that was not trained on them."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ from medunet.runs.evaluate import class_values, region_values
 from medunet.runs.seen import EVALUATION
 
 MIN_GAIN = 0.1  # of the mean Dice, by which a correction must bring the label closer to the prediction
-DEVIATIONS = 3.0  # robust standard deviations below the median at which a Dice is suspicious
-MAD_TO_STD = 1.4826  # of a normal distribution
+DEVIATIONS = 4.5  # median absolute deviations below the median (3 standard deviations) at which a Dice is suspicious
 
 Labels = npt.NDArray[np.integer]
 
@@ -43,7 +42,7 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
         remedy = f"run `medunet evaluate {run} --data {dataset.root}`, or pass a cross-validation"
         raise DataError("the run has no predictions of these cases", file=run, remedy=remedy)
     values = np.array([score for score, *_ in found])
-    limit = np.median(values) - DEVIATIONS * MAD_TO_STD * np.median(np.abs(values - np.median(values)))
+    limit = np.median(values) - DEVIATIONS * np.median(np.abs(values - np.median(values)))
     return [
         Finding("warning", file, f"{name}: Dice {score:.2f} with its prediction, {cause or 'cause unknown'}", case=name)
         for score, cause, name, file in sorted(found)
@@ -52,35 +51,24 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
 
 
 def diagnose(pred: Labels, ref: Labels, structures: Mapping[str, Sequence[int]]) -> tuple[float, str]:
-    """Return the mean Dice, and the correction of the reference that brings it closest to the prediction.
+    """Return the mean Dice, and the correction that brings the label closest to the prediction."""
 
-    Examples:
-        >>> pred = np.array([[1, 1, 0, 2, 2, 0]])
-        >>> diagnose(pred, np.array([[2, 2, 0, 1, 1, 0]]), {"a": [1], "b": [2]})
-        (0.0, 'a and b may be swapped')
-    """
-    usual = _mean_dice(pred, ref, structures)
+    def score(label: Labels) -> float:
+        values = [dice(np.isin(pred, of), np.isin(label, of)) for of in structures.values()]
+        return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+
+    usual, axes = score(ref), range(ref.ndim)
     for name, of in structures.items():
         sizes = [int(np.isin(one, of).sum()) for one in (pred, ref)]
         if min(sizes) == 0 < max(sizes):
             return usual, f"{name} may be missing in the {'label' if sizes[0] else 'prediction'}"
-    tried = {cause: _mean_dice(pred, other, structures) for cause, other in _corrected(pred, ref, structures)}
-    best = max(tried, key=lambda cause: tried[cause], default="")
-    return usual, best if best and tried[best] > usual + MIN_GAIN else ""
-
-
-def _corrected(pred: Labels, ref: Labels, structures: Mapping[str, Sequence[int]]) -> Iterator[tuple[str, Labels]]:
-    """Yield corrections of a reference, and what they would mean."""
+    tried = {f"the label may be mirrored along axis {axis}": score(np.flip(ref, axis)) for axis in axes}
     for (one, [first, *_]), (other, [second, *_]) in itertools.combinations(structures.items(), 2):
         swapped = np.where(ref == first, second, np.where(ref == second, first, ref))
-        yield f"{one} and {other} may be swapped", swapped
-    for axis in range(ref.ndim):
-        yield f"the label may be mirrored along axis {axis}", np.flip(ref, axis)
+        tried[f"{one} and {other} may be swapped"] = score(swapped)
     if pred.any() and ref.any():
-        offset = [round(float(np.mean(a) - np.mean(b))) for a, b in zip(np.nonzero(pred), np.nonzero(ref), strict=True)]
-        yield f"the label may be shifted by {-np.array(offset)} voxels", np.roll(ref, offset, range(ref.ndim))
-
-
-def _mean_dice(pred: Labels, ref: Labels, structures: Mapping[str, Sequence[int]]) -> float:
-    values = [dice(np.isin(pred, of), np.isin(ref, of)) for of in structures.values()]
-    return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+        centres = [np.mean(np.nonzero(one), axis=1) for one in (pred, ref)]
+        offset = np.round(centres[1] - centres[0]).astype(int)
+        tried[f"the label may be shifted by {offset} voxels"] = score(np.roll(ref, -offset, axes))
+    best = max(tried, key=lambda cause: tried[cause])
+    return usual, best if tried[best] > usual + MIN_GAIN else ""

@@ -88,11 +88,13 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         for path in (run / "configs" / "inference.json", run / "configs" / "evaluate.json"):
             write_atomically(path, to_json(apply(read_json(path), {"prob_inferer::temperature": of["temperature"]})))
         adopt(run)
-        about = f"`medunet predict --review` is calibrated on {count} {source} and a degraded copy of each. "
-        about += (
-            f"The mean error of the expected Dice is {document['error']:.3f}. The expected calibration error of the "
+        about = (
+            f"`medunet predict --review` is calibrated on {count} {source} and a degraded copy of each: mean error of "
         )
-        about += f"probabilities is {of['before']['ece']:.4f}, and {of['after']['ece']:.4f} with the temperature used."
+        about += (
+            f"the expected Dice {document['error']:.3f}. The temperature {of['temperature']:.3g} changes the expected "
+        )
+        about += f"calibration error of probabilities from {of['before']['ece']:.4f} to {of['after']['ece']:.4f}."
         write_section(run, "Expected Dice", about)
     return document
 
@@ -107,25 +109,27 @@ def measure_case(predictor: Predictor, item: Mapping[str, Any]) -> list[Row]:
         pred = np.asarray(one["pred"])[0]
         scores = {name: dice(np.isin(pred, of), np.isin(ref, of)) for name, of in predictor.structures.items()}
         rows.append({"agreement": one["agreement"], "dice": scores})
-    voxels, prob = np.random.default_rng(0).permutation(ref.size)[:SAMPLE], np.asarray(found["prob"])
-    prob, regions = prob.reshape(len(prob), -1)[:, voxels].T, list(predictor.structures.values())
-    kinds = regions if predictor.region_order else [[value] for value in predictor.label_values]
+    voxels, prob = np.random.default_rng(0).integers(ref.size, size=SAMPLE), np.asarray(found["prob"])
+    prob, kinds = prob.reshape(len(prob), -1)[:, voxels].T, [[value] for value in predictor.label_values]
+    kinds = [*predictor.structures.values()] if predictor.region_order else kinds
     true = np.stack([np.isin(ref.ravel()[voxels], of) for of in kinds], axis=1)
     if predictor.region_order:  # each region is a class of two
         prob, true = (np.stack(pair, axis=-1).reshape(-1, 2) for pair in ((1 - prob, prob), (~true, true)))
-    rows[0]["sample"] = np.log(np.clip(prob, 1e-12, 1)), true
+    rows[0]["sample"] = predictor.inferer.temperature * np.log(np.clip(prob, 1e-12, 1)), true
     return rows
 
 
 def degrade(image: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
     """Return a copy of an image `(C, *spatial)` with noise, blur or another contrast."""
     random = np.random.default_rng(seed)
-    strength, (low, high) = random.uniform(0.2, 1), np.percentile(image, (0.5, 99.5))
-    noisy = image + random.normal(0, strength * image.std(), image.shape)
-    blurred = ndimage.gaussian_filter(image, (0, *[2 * strength] * (image.ndim - 1)))
+    strength, kind = random.uniform(0.2, 1), random.integers(3)
+    if kind == 0:
+        return image + random.normal(0, strength * image.std(), image.shape).astype(np.float32)
+    if kind == 1:
+        return np.asarray(ndimage.gaussian_filter(image, (0, *[2 * strength] * (image.ndim - 1))))
+    low, high = (float(value) for value in np.percentile(image, (0.5, 99.5)))
     share = np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-    changed = low + (high - low) * share ** np.exp(random.choice([-1.5, 1.5]) * strength)
-    return np.asarray(random.permutation(np.stack([noisy, blurred, changed]))[0], np.float32)
+    return np.asarray(low + (high - low) * share ** np.exp(random.choice([-1.5, 1.5]) * strength), np.float32)
 
 
 def read_reference(predictor: Predictor, image: Any, item: Mapping[str, Any]) -> npt.NDArray[Any]:

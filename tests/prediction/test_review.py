@@ -62,7 +62,8 @@ def test_intervals_cover_90_percent_of_other_cases_and_flags_and_sizes_bound_the
     def rows(count: int) -> list[dict]:
         agreement = random.uniform(0.4, 0.95, count)
         dices = np.clip(1 - 1.2 * (1 - agreement) * np.exp(random.normal(0, 0.3, count)), 0, 1)
-        return [{"agreement": {"organ": a}, "dice": {"organ": d}} for a, d in zip(agreement, dices, strict=True)]
+        rows = [{"agreement": {"organ": a}, "dice": {"organ": d}} for a, d in zip(agreement, dices, strict=True)]
+        return [row for row in rows for _ in range(2)]  # a case and its copy
 
     organ, small, nothing = (np.zeros((12, 12, 12), np.uint8) for _ in range(3))
     organ[3:9, 3:9, 3:9], small[4:6, 4:7, 4:7] = 1, 1
