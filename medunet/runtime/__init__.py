@@ -12,7 +12,6 @@ from .fast import choose_form as choose_form
 from .fast import keep_freed_memory as keep_freed_memory
 from .folding import fold_batch_norm as fold_batch_norm
 from .openvino import has_openvino as has_openvino
-from .public import load_public as load_public
 from .timing import possible_forms as possible_forms
 from .timing import time_forms as time_forms
 from .weights import SAFE_SUFFIX as SAFE_SUFFIX

@@ -1,17 +1,12 @@
-"""Weights of public U-Nets, loaded into a `UNet` that computes the same function."""
+"""Weights of public U-Nets in a `UNet`, which shows that it computes the same function."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from medunet.errors import DataError
 from medunet.networks import UNet
-from medunet.networks.arguments import choose
-
-from .weights import load_checkpoint
 
 Layer = dict[str, torch.Tensor]  # tensors of a convolution or a normalisation by their names in PyTorch
 
@@ -38,34 +33,19 @@ PUBLIC: dict[str, PublicForm] = {
 }
 
 
-def load_public(weights: str | os.PathLike[str] | Mapping[str, Any], source: str) -> UNet:
+def load_public(state: Mapping[str, Any], source: str) -> UNet:
     """Return the `UNet` of a public implementation with its weights, in evaluation mode.
 
     The numbers of levels, channels and classes follow from the weights. A bias before a batch norm becomes part of the
     running mean, so the result is exact in evaluation mode.
-
-    Args:
-        weights: a checkpoint, or a state dictionary.
-        source: author of the implementation: `milesial`, `mateuszbuda` or `aladdinpersson`.
-
-    Raises:
-        ConfigError: an unknown source.
-        DataError: an unreadable file, or weights of a different network.
     """
-    choose("source of weights", source, list(PUBLIC))
     form = PUBLIC[source]
-    content = weights if isinstance(weights, Mapping) else load_checkpoint(weights)
-    layers = _layers(content.get("state_dict", content.get("model", content)), form.order)
+    layers = _layers(state, form.order)
     kernels = [layer["weight"] for layer in layers if "weight" in layer and layer["weight"].ndim == 4]
     ups = sum(kernel.shape[-1] == 2 for kernel in kernels)
-    try:
-        channels = [kernel.shape[0] for kernel in kernels[1 : 2 * ups + 2 : 2]]
-        network = UNet(2, kernels[0].shape[1], kernels[-1].shape[0], channels, **form.arguments)
-        fill(network, layers, skip_first=form.skip_first)
-    except (IndexError, KeyError, ValueError, RuntimeError) as error:
-        file = None if isinstance(weights, Mapping) else weights
-        received = f"{len(kernels)} convolutions, {ups} of them transposed"
-        raise DataError(f"weights are not those of a U-Net of {source}", file=file, received=received) from error
+    channels = [kernel.shape[0] for kernel in kernels[1 : 2 * ups + 2 : 2]]
+    network = UNet(2, kernels[0].shape[1], kernels[-1].shape[0], channels, **form.arguments)
+    fill(network, layers, skip_first=form.skip_first)
     return network.eval()
 
 

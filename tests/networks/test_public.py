@@ -1,17 +1,13 @@
 """Weights of public U-Nets give the same output in `UNet`. The public networks are reimplemented here."""
 
 from itertools import chain, pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from public_unets import fill, load_public
 from torch import nn
 
-from medunet.errors import ConfigError, DataError
 from medunet.networks import presets
-from medunet.runtime import load_public, save_checkpoint
-from medunet.runtime.public import fill
 
 WIDTHS = (4, 8, 16, 32, 64)
 UPS = range(1, 5)
@@ -113,11 +109,10 @@ def test_public_weights_give_the_same_output(source: str, bias: bool, size: tupl
     assert_same_function(public, load_public(public.state_dict(), source), 3, *size)
 
 
-def test_newer_milesial_checkpoints_without_biases_are_read_from_a_file(tmp_path: Path) -> None:
+def test_newer_milesial_checkpoints_have_no_biases() -> None:
     public = Public()
-    weights: dict[str, Any] = {f"module.{name}": value for name, value in public.state_dict().items()}
-    save_checkpoint({**weights, "mask_values": [0, 255]}, tmp_path / "unet.pth")
-    assert_same_function(public, load_public(tmp_path / "unet.pth", "milesial"), 3, 32, 48)
+    weights = {f"module.{name}": value for name, value in public.state_dict().items()}
+    assert_same_function(public, load_public({**weights, "mask_values": [0, 255]}, "milesial"), 3, 32, 48)
 
 
 def test_the_compact_preset_gives_the_output_of_its_source() -> None:
@@ -126,15 +121,3 @@ def test_the_compact_preset_gives_the_output_of_its_source() -> None:
     network = presets.unet_compact_bn().eval()
     fill(network, [dict(layer.state_dict()) for layer in layers if layer.state_dict()], skip_first=True)
     assert_same_function(public, network, 1, 32, 48)
-
-
-def test_unknown_weights_and_sources_raise_typed_errors(tmp_path: Path) -> None:
-    state = Public().state_dict()
-    with pytest.raises(ConfigError, match=r"unknown source of weights .*milesial"):
-        load_public(state, "zhixuhao")
-    bilinear = {name: value for name, value in state.items() if ".up." not in name}
-    for wrong in ({}, bilinear, {**state, "inc.more.weight": torch.ones(3)}):
-        with pytest.raises(DataError, match="not those of a U-Net of milesial"):
-            load_public(wrong, "milesial")
-    with pytest.raises(DataError, match="checkpoint is missing"):
-        load_public(tmp_path / "none.pth", "milesial")
