@@ -21,7 +21,7 @@ from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
 from medunet.runs import train_bundle
 path = write_volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), "image.nii.gz")
-assert read_volume(path).voxels.sum() == 276
+assert read_volume(path).image.sum() == 276
 try:
     write_volume(np.zeros((2, 3, 4), np.int16), "image.nrrd")
 except ModuleNotFoundError as error:
@@ -93,7 +93,7 @@ def test_the_needed_packages_are_those_that_torch_and_numpy_lack() -> None:
     there = wheels.closure(wheels.PRESENT)
     assert {"torch", "numpy", "sympy", "jinja2"} <= there
     needed = wheels.closure(wheels.NEEDED, without=there)
-    assert {"monai", "pytorch-ignite", "nibabel", "click", "pluggy"} <= needed
+    assert {"monai", "pytorch-ignite", "nibabel", "rich", "pluggy"} <= needed
     assert not needed & {"torch", "numpy", "simpleitk", "itk-io", "mlflow", "highdicom", "jinja2"}
 
 

@@ -107,6 +107,7 @@ def test_known_expressions_call_only_reviewed_functions() -> None:
         *("monai.handlers.from_engine", "monai.utils.path_to_sqlite_uri"),
         *("torch.manual_seed", "torch.device", "torch.cuda.is_available", "medunet.networks.synchronize_norms"),
         *("medunet.training.join_processes", "medunet.training.leave_processes", "medunet.training.was_restarted"),
+        "medunet.training.loader_workers",
     }
     methods = {name.rpartition(".")[2] for name in called - plain}
     assert methods == {"run", "to", "parameters", "output_size", "index"}
