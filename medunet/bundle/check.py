@@ -47,9 +47,15 @@ def check_config(config: Mapping[str, Any], *, source: str) -> None:
 def accepted_arguments(target: str) -> frozenset[str] | None:
     """Return the names of the arguments that a target takes; raise `ConfigError` if it cannot be imported.
 
-    None if they cannot be known, because its `**kwargs` go to something other than the base class.
+    None if they cannot be known, because its `**kwargs` go to something other than the base class, or because it needs
+    a package that is not installed.
     """
-    function = pydoc.locate(target)
+    try:
+        function = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        if isinstance(error.value, ModuleNotFoundError):
+            return None
+        raise
     if function is None:
         module = _monai_components().get_component_module_name(target)
         name = module[0] if isinstance(module, list) else module

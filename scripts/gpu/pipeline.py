@@ -36,8 +36,8 @@ def pipeline(job: Job) -> None:
         predictor = Predictor(run, output_dir=Path(folder) / "out", device=str(job.device))
         list(predictor.predict(images[:1]))
         begun = time.perf_counter()
-        results = list(predictor.predict(images))
-        job.emit("case, from file to file", (time.perf_counter() - begun) / len(images), "s")
+        results = list(predictor.predict(images[1:]))
+        job.emit("case, from file to file", (time.perf_counter() - begun) / len(results), "s")
         for stage in STAGES:
             seconds = statistics.median(getattr(result.stages, stage) for result in results)
             job.emit(f"stage {stage}", seconds, "s")

@@ -25,7 +25,7 @@ class Unmeasured(Trainer):
 def steps(job: Job) -> None:
     """Seconds per step for large and for small patches; batches are on the device."""
     sizes = {"2 x 128^3": (WIDE, 2, (128, 128, 128)), "9 x 40 x 56 x 40": (NARROW, 9, (40, 56, 40))}
-    for size, (channels, batch, patch) in sizes.items():
+    for size, (channels, batch, patch) in list(sizes.items())[: job.size(None, 1)]:
         made = _settings(job, channels, *job.size((batch, patch), (2, (16, 16, 16))))
         for name, make in made.items():
             job.attempt(f"{size}: {name}", partial(_step, job, f"{size}: {name}", make))
