@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from medunet.errors import GeometryError
+from medunet.runtime.cuda import upload
 
 # Source voxels within this distance of the network's grid take the label at its border, as resampling with a repeated
 # border does; those beyond it were cropped away and are background.
@@ -109,10 +110,12 @@ class Piece(NamedTuple):
     Args:
         voxels: a region of the source if the grids are parallel, else flat indices.
         steps: positions along each source axis if the grids are parallel, else of each voxel along each network axis.
+        on_host: the same steps in the memory of the CPU, for decisions that must not wait for a GPU.
     """
 
     voxels: tuple[slice, ...] | torch.Tensor
     steps: list[AxisPositions]
+    on_host: list[AxisPositions]
 
     @property
     def is_parallel(self) -> bool:
@@ -121,7 +124,7 @@ class Piece(NamedTuple):
 
     def range_of_first(self) -> tuple[int, int]:
         """Return the nodes between which the positions along the first axis lie."""
-        return int(self.steps[0].cell.min()), int(self.steps[0].cell.max()) + 1
+        return int(self.on_host[0].cell.min()), int(self.on_host[0].cell.max()) + 1
 
     def take(self, cells: torch.Tensor) -> torch.Tensor:
         """Return the value of each voxel's cell from `(*tile)`."""
@@ -141,7 +144,7 @@ class Piece(NamedTuple):
 
     def outside(self) -> torch.Tensor | None:
         """Return a mask of the voxels outside the network's grid, broadcast to all; None if all are inside."""
-        if not any(step.outside.any() for step in self.steps):
+        if not any(step.outside.any() for step in self.on_host):
             return None
         masks = [step.outside for step in self.steps]
         if self.is_parallel:
@@ -170,7 +173,7 @@ def find_pieces(grid: GridMap, region: tuple[slice, ...], device: torch.device, 
         yield from _oblique(grid, core, device, max(1, voxels // 8))
         return
     spans: list[slice] = []
-    steps: list[AxisPositions] = []
+    on_host: list[AxisPositions] = []
     for k, axis in enumerate(grid.axes):
         index = torch.arange(grid.source_size[k], dtype=torch.float64)
         step = AxisPositions.of(grid.matrix[axis, k] * index + grid.matrix[axis, -1], axis, grid)
@@ -179,12 +182,23 @@ def find_pieces(grid: GridMap, region: tuple[slice, ...], device: torch.device, 
             return
         span = slice(int(mine[0]), int(mine[-1]) + 1)  # cells rise or fall along an axis, so this has no gap
         spans.append(span)
-        steps.append(AxisPositions(*(tensor.to(device) for tensor in step.part(span, start=core[axis].start))))
+        on_host.append(step.part(span, start=core[axis].start))
+    steps = _on_device(on_host, device)
     at_once = max(1, voxels // math.prod(span.stop - span.start for span in spans[1:]))
     for start in range(spans[0].start, spans[0].stop, at_once):
         span = slice(start, min(start + at_once, spans[0].stop))
         part = slice(span.start - spans[0].start, span.stop - spans[0].start)
-        yield Piece((span, *spans[1:]), [steps[0].part(part), *steps[1:]])
+        first, *others = on_host
+        yield Piece((span, *spans[1:]), [steps[0].part(part), *steps[1:]], [first.part(part), *others])
+
+
+def _on_device(steps: list[AxisPositions], device: torch.device) -> list[AxisPositions]:
+    """Return positions on a device, copied as one tensor."""
+    if device.type == "cpu":
+        return steps
+    packed = torch.cat([torch.stack([part.double() for part in step]) for step in steps], dim=1)
+    parts = upload(packed, device).split([len(step.cell) for step in steps], dim=1)
+    return [AxisPositions(cell.long(), fraction.float(), outside.bool()) for cell, fraction, outside in parts]
 
 
 def _oblique(grid: GridMap, core: list[range], device: torch.device, at_once: int) -> Iterator[Piece]:
@@ -196,4 +210,5 @@ def _oblique(grid: GridMap, core: list[range], device: torch.device, at_once: in
         steps = [AxisPositions.of(row[:-1] @ index + row[-1], axis, grid) for axis, row in rows]
         inside = [(s.cell >= c.start) & (s.cell < c.stop) for s, c in zip(steps, core, strict=True)]
         mine = torch.stack(inside).all(0).nonzero()[:, 0]
-        yield Piece(voxels[mine], [s.part(mine, start=c.start) for s, c in zip(steps, core, strict=True)])
+        mapped = [s.part(mine, start=c.start) for s, c in zip(steps, core, strict=True)]
+        yield Piece(voxels[mine], mapped, mapped)

@@ -15,10 +15,11 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from medunet.errors import ConfigError, MedunetError, first_lines
 from medunet.networks import only_tensor, window_dependence
 from medunet.runtime import FastNetwork
+from medunet.runtime.cuda import is_out_of_memory, timed_kernels
 from medunet.transforms import like, plain
 from medunet.units import parse_size
 
-from .memory import WORKSPACE, free_memory, is_out_of_memory, peak_bytes
+from .memory import bytes_per_voxel, free_memory, most_voxels
 from .receptive_field import measure_shapes
 from .tiling import SameSizeShapes, Shapes, TilePlan, choose_tiles, plan_tiles
 from .windows import take_window
@@ -26,17 +27,16 @@ from .windows import take_window
 logger = logging.getLogger(__name__)
 
 BLEND_OVERLAP = 0.5  # of Gaussian-weighted windows, as in nnU-Net and MONAI's bundles
-AUTOCAST_SHARE = 0.6  # memory of a pass under autocast: activations have half the bytes, some stay in float32
+TIMED_WINDOWS = 8  # windows of one size from which it pays to let cuDNN time its algorithms
 # Parts of the exact halo that are tried if memory has no room for one tile with all of it. The farther away a voxel,
 # the less it weighs in the output (Luo et al. 2016, "effective receptive field").
 LESS_HALO = (0.75, 0.5, 0.35, 0.25)
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
-# memory of a pass by network; not an attribute of the inferer, which must be picklable
-_BYTES_PER_VOXEL: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-_MEASURED: WeakKeyDictionary[Any, SameSizeShapes] = WeakKeyDictionary()  # stride and halo by network
-_NOT_MEASURED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why they could not be measured
+# stride and halo by network; not an attribute of the inferer, which must be picklable
+_MEASURED: WeakKeyDictionary[Any, SameSizeShapes] = WeakKeyDictionary()
+_NOT_MEASURED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # and why not
 
 
 class TileLogits(NamedTuple):
@@ -232,7 +232,9 @@ class OverlapTileInferer(Inferer):
         module, max_voxels, device = unwrap(network), None, torch.device(self.sw_device or device)
         self._measure(module, in_channels, len(image_size), device)
         if self.tile_size == "auto":
-            max_voxels = self._max_voxels(module, in_channels, device)
+            max_voxels = self._max_voxels(network, in_channels, device)
+        elif self.tile_size is None and device.type == "cuda" and hasattr(module, "shapes"):
+            max_voxels = most_voxels(module, in_channels, device) / self.batch_size
         return self._plan(image_size, module, extend=extend, max_voxels=max_voxels)
 
     def _plan(self, image_size: Sequence[int], module: Any, *, extend: int, max_voxels: float | None) -> TilePlan:
@@ -289,7 +291,8 @@ class OverlapTileInferer(Inferer):
             for start in range(0, len(work), self.batch_size):
                 batch = work[start : start + self.batch_size]
                 windows = [take_window(image[b : b + 1], tile.window, plan.margin).to(device) for b, tile in batch]
-                logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
+                with timed_kernels(device.type == "cuda" and len(work) >= TIMED_WINDOWS * self.batch_size):
+                    logits = run(windows[0] if len(windows) == 1 else torch.cat(windows))
                 if tuple(logits.shape[2:]) != expected:
                     raise ConfigError(
                         f"network returned a different size than its shapes promise for a window of {size}",
@@ -313,17 +316,15 @@ class OverlapTileInferer(Inferer):
         for b in range(len(image)):
             yield TileLogits(b, whole, blend(image[b : b + 1], lambda window: run(window).float())[0])
 
-    def _max_voxels(self, module: Any, channels: int, device: torch.device) -> float:
-        """Return the number of voxels of a window that fits into the memory."""
-        budget = free_memory(device) if self.memory == "auto" else int(self.memory)
-        if not isinstance(module, torch.nn.Module) or not hasattr(module, "shapes"):
+    def _max_voxels(self, network: Any, channels: int, device: torch.device) -> float:
+        """Return the number of voxels of a window that fits into the memory, and on CUDA into 32-bit indices."""
+        module = unwrap(network)
+        shapes = getattr(module, "shapes", _MEASURED.get(module) if device.type == "cuda" else None)
+        if not isinstance(module, torch.nn.Module) or shapes is None:
             return math.inf  # nothing is known about it: try, and shrink if necessary
-        if module not in _BYTES_PER_VOXEL:
-            shapes: Any = module.shapes
-            probe = shapes.next_valid_input(shapes.input_for_output([4 * stride for stride in shapes.total_stride]))
-            _BYTES_PER_VOXEL[module] = peak_bytes(module, (1, channels, *probe)) / math.prod(probe)
-        cost = _BYTES_PER_VOXEL[module] * WORKSPACE * self.batch_size
-        return budget / (cost * AUTOCAST_SHARE if torch.is_autocast_enabled(device.type) else cost)
+        cost = bytes_per_voxel(network, module, shapes, channels, device)
+        budget = free_memory(device) if self.memory == "auto" else int(self.memory)
+        return min(budget / cost, most_voxels(module, channels, device)) / self.batch_size
 
     def _smaller(self, plan: TilePlan, module: Any, extend: int) -> TilePlan | None:
         """Return a plan with windows of at most half the size; None if no such plan exists."""

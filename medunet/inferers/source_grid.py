@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from monai.inferers import Inferer
 
 from medunet.errors import ConfigError, GeometryError
 from medunet.networks import check_activation
+from medunet.runtime.cuda import is_out_of_memory
 from medunet.transforms import thick_axis
 
 from .grids import GridMap
@@ -77,7 +79,13 @@ class SourceGridInferer(Inferer, ABC):
         for tile in tiles:
             if output is None:
                 output = self._empty(len(grids), len(tile.logits), grids[0].source_size)
-            self._put(tile.logits, grids[tile.image], output[tile.image], tile.region)
+            try:
+                self._put(tile.logits, grids[tile.image], output[tile.image], tile.region)
+            except RuntimeError as error:
+                if not tile.logits.is_cuda or not is_out_of_memory(error):
+                    raise
+                clear_frames(error.__traceback__)  # they hold the tensors that did not fit
+                self._put(tile.logits.cpu(), grids[tile.image], output[tile.image], tile.region)
         if output is None:
             raise ConfigError("the batch has no image", received=tuple(inputs.shape))
         if not isinstance(inputs, MetaTensor):

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from medunet.runtime.cuda import upload
+
 
 def mirrored(start: int, stop: int, size: int) -> torch.Tensor:
     """Return the voxel to read for each position from `start` to `stop` along an axis of `size` voxels.
@@ -41,5 +43,5 @@ def take_window(image: torch.Tensor, window: Sequence[slice], margin: Sequence[i
             sources.append((axis, source - first))
         image = image.narrow(axis, first, last - first)
     for axis, source in sources:  # only after every axis is narrow, because index_select copies
-        image = image.index_select(axis, source.to(image.device))
+        image = image.index_select(axis, upload(source, image.device))
     return image

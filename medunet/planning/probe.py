@@ -20,9 +20,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
 from medunet.errors import ConfigError
-from medunet.inferers.memory import is_out_of_memory
 from medunet.networks import UNet
 from medunet.runtime import autocast, keep_freed_memory, resolve_device, resolve_dtype
+from medunet.runtime.cuda import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
-"""Three overlapping stages: one case is read while another is computed and a third is written."""
+"""Three overlapping stages: cases are read while another is computed and a third is written."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,12 +18,13 @@ def overlap(
     compute: Callable[[Work], Work],
     write: Callable[[Work], Result],
     in_flight: int,
+    readers: int = 1,
 ) -> Generator[Result, None, None]:
     """Read, compute and write case after case; yield results in the order of the sources, each as soon as it exists.
 
     ::
 
-        reading thread   | read 1 | read 2 | read 3 |
+        reading threads  | read 1 | read 2 | read 3 |
         calling thread            | comp 1 | comp 2 | comp 3 |
         writing thread                     | writ 1 | writ 2 | writ 3 |
 
@@ -31,11 +33,12 @@ def overlap(
     a file that is being written is complete, and nothing else starts.
 
     Args:
-        sources: iterated in the reading thread.
-        read: called in the reading thread.
+        sources: iterated in the reading threads, by one at a time.
+        read: called in the reading threads.
         compute: called in the calling thread, which owns the GPU's context, autocast and Ctrl-C.
         write: called in the writing thread.
         in_flight: largest number of cases between reading and result, which bounds the memory; 1 overlaps nothing.
+        readers: number of reading threads.
 
     Examples:
         >>> list(overlap("ab", read=str.upper, compute=lambda x: x * 2, write=lambda x: f"<{x}>", in_flight=3))
@@ -44,17 +47,31 @@ def overlap(
     iterator = iter(sources)
     end: Any = object()
 
-    def read_next() -> Any:
-        source: Any = next(iterator, end)
-        return end if source is end else read(source)
+    def start_read() -> None:
+        future: Future[Any] = Future()
+        unread.append(future)
+        reads.append(future)
+        reader.submit(read_next)
+
+    def read_next() -> None:
+        try:
+            with turn:  # the futures have the order of the sources, whichever thread comes first
+                future = unread.popleft()
+                source: Any = next(iterator, end)
+            future.set_result(end if source is end else read(source))
+        except BaseException as error:
+            future.set_exception(error)
 
     def write_next(work: Work) -> Result:
         result = write(work)
-        reads.append(reader.submit(read_next))  # one case less is in flight
+        start_read()  # one case less is in flight
         return result
 
-    reader, writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-    reads: deque[Future[Any]] = deque(reader.submit(read_next) for _ in range(in_flight))
+    turn, reader, writer = threading.Lock(), ThreadPoolExecutor(readers), ThreadPoolExecutor(1)
+    unread: deque[Future[Any]] = deque()
+    reads: deque[Future[Any]] = deque()
+    for _ in range(in_flight):
+        start_read()
     writes: deque[Future[Result]] = deque()
     more = True
     try:

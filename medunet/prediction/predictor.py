@@ -18,15 +18,17 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, DataError, find_cause
+from medunet.errors import ConfigError, DataError, MedunetError, find_cause, first_lines
 from medunet.files import require_path
 from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
 from medunet.io.save import BACKGROUND
 from medunet.resources import find_run
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
+from medunet.runtime.cuda import is_broken
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
+from .device import infer, prepare_tiles, reader_count
 from .foreign import check_loading, saved_by_medunet
 from .manifest import CaseFile
 from .options import PredictOptions
@@ -34,11 +36,11 @@ from .pipeline import overlap
 from .result import Prediction
 from .review import Reviewer, measure_agreement
 from .source import Source, existing_result, first_path, from_array, parts, result_files, unexpected
-from .steps import as_compose, batch_on, isolate_reading, pinned, preprocess_on, steps_up_to, typed_errors
+from .steps import as_compose, isolate_reading, preprocess_on, steps_up_to, typed_errors
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT = 3  # cases between reading and the written file: one per stage; more would only need more memory
+STAGES_AFTER_READING = 2  # one case is computed and one is written; more in flight would only need more memory
 
 
 class _Transforms(NamedTuple):
@@ -121,6 +123,9 @@ class Predictor:
         self.autocast_dtype: str = content(parser, "autocast_dtype")
         self.inferer = content(parser, "inferer")
         self.network = self._load(parser)
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        with autocast(self.device, self.autocast_dtype):
+            prepare_tiles(self.inferer, self.network, self.device, size=(self.channels, *[1] * self.spatial_dims))
         self.preprocessing = as_compose(content(parser, "preprocessing"))
         if options.isolated is not None:
             isolate_reading(self.preprocessing, options.isolated)
@@ -165,7 +170,9 @@ class Predictor:
         if isinstance(sources, str | os.PathLike):
             raise ConfigError("sources must be a list of images", received=sources)
         free: SimpleQueue[_Transforms] = SimpleQueue()
-        for _ in range(IN_FLIGHT):
+        readers = reader_count(self.device)
+        in_flight = readers + STAGES_AFTER_READING
+        for _ in range(in_flight):
             free.put(copy.deepcopy(self._transforms))
 
         def read(source: Source) -> _Case:
@@ -181,7 +188,7 @@ class Predictor:
             return result
 
         compute = partial(self._guarded, self._compute)
-        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=IN_FLIGHT)
+        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=in_flight, readers=readers)
 
     def predict_case(self, source: Source) -> Path:
         """Predict one case, an image or one image per channel, and return the path of its label map.
@@ -245,10 +252,11 @@ class Predictor:
 
         Returns:
             ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; an inferer that returns to the
-            source grid gives its own result and metadata.
+            source grid gives its own result and metadata. If the memory of a GPU runs out, the image and its logits are
+        kept in that of the CPU, and only windows are on the GPU.
         """
         with autocast(self.device, self.autocast_dtype):
-            output = self.inferer(batch_on(image, self.device), self.network)
+            output = infer(self.inferer, image, self.network, self.device)
         if not isinstance(output, torch.Tensor):
             remedy = "let `inferer` or `network_def` in inference.json choose one, e.g. deep_supervision: false"
             raise ConfigError("the network must return one tensor", received=type(output).__name__, remedy=remedy)
@@ -302,7 +310,6 @@ class Predictor:
                 saver.check(item)
         with case.stages.measure("preprocess"):
             case.item = self._preprocess(case, item, start=split)
-        case.item["image"] = pinned(case.item["image"], self.device)
 
     def _take_warnings(self, case: _Case, image: Any) -> None:
         """Log the reader's warnings about a file, under the case's pseudonym if it has one."""
@@ -334,7 +341,7 @@ class Predictor:
         case.outputs = [CaseFile.read(path) for path in case.written]
 
     def _preprocess(self, case: _Case, item: dict[Any, Any], *, start: int) -> Any:
-        return preprocess_on(self.device, partial(case.transforms.preprocessing, start=start), item)
+        return preprocess_on(self.device, partial(case.transforms.preprocessing, start=start), item, self._stream)
 
     def _compute(self, case: _Case) -> None:
         image, stages = case.item["image"], case.stages
@@ -371,12 +378,16 @@ class Predictor:
         case.written = [file for path, saver in written for file in result_files(path, saver)]
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:
-        """Run a stage; an exception ends this case only."""
+        """Run a stage; an exception ends this case only, unless the device rejects all further work."""
         if case.is_over:
             return case
         try:
-            stage(case)
+            with typed_errors():
+                stage(case)
         except Exception as failure:
+            if is_broken(self.device):
+                cause = f"{self.device} rejects all further work of this process; results that exist are complete"
+                raise MedunetError(cause, received=first_lines(failure), remedy="add --skip-existing") from failure
             case.item, case.path, case.written = {}, None, []
             case.error = find_cause(failure)
             codes, (images, _) = self.pseudonyms, parts(case.source)

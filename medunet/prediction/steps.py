@@ -1,31 +1,39 @@
 """Running parts of a chain of transforms, on the device of the network if possible."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImage, LoadImaged
 
-from medunet.errors import ConfigError, find_cause
+from medunet.errors import ConfigError, DataError, find_cause, first_lines
+from medunet.inferers import free_memory
 from medunet.io import MedunetReader
 from medunet.io.isolation import shared_process
+from medunet.runtime.cuda import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 PREPROCESSING_COPIES = 12  # float32 images that resampling holds at once: image, result, coordinates in float64
-PREPROCESSING_SHARE = 0.25  # of the device's free memory; the network computes the previous case in the rest
+PREPROCESSING_SHARE = 0.4  # of what `free_memory` allows; the network computes the previous case in the rest
+
+_PREPROCESSING = threading.Lock()  # reading threads take turns on the GPU, because each needs the free memory
 
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Raise the typed error that MONAI's transforms wrap into a RuntimeError."""
+    """Raise the typed error that MONAI's transforms wrap into a RuntimeError, or one about exhausted memory."""
     try:
         yield
     except Exception as failure:
         cause = find_cause(failure)
+        if cause is None and is_out_of_memory(failure):
+            remedy = "free memory, or use --device cpu or a smaller tile_inferer::memory"
+            cause = DataError("memory is too small for this image", received=first_lines(failure), remedy=remedy)
         if cause is None or cause is failure:
             raise
         raise cause from failure
@@ -57,43 +65,34 @@ def isolate_reading(preprocessing: Compose, isolated: bool) -> None:
 
 
 def preprocess_on(
-    device: torch.device, steps: Callable[[dict[Any, Any]], dict[Any, Any]], item: dict[Any, Any]
+    device: torch.device, steps: Callable[[dict[Any, Any]], dict[Any, Any]], item: dict[Any, Any], stream: Any = None
 ) -> dict[Any, Any]:
     """Run the steps between file and network on the network's device, or on the CPU if they fail or have no room there.
 
-    `steps` must not change the given item, whose `image` is `(C, *spatial)`.
+    `steps` must not change the given item, whose `image` is `(C, *spatial)`. On CUDA they run on a stream of their own,
+    so that the network does not wait for them.
     """
     image = item.get("image")
-    if device.type == "cpu" or not isinstance(image, torch.Tensor) or not _has_room(device, image.numel()):
+    if device.type == "cpu" or not isinstance(image, torch.Tensor):
         return steps(item)
-    try:
-        return steps({**item, "image": image.to(device)})
-    except RuntimeError as error:  # MONAI wraps what its steps raise; an invalid image fails on the CPU as well
-        logger.info("this image is preprocessed on the CPU: %s", error)
+    with _PREPROCESSING, nullcontext() if stream is None else torch.cuda.stream(stream):
+        try:
+            if _has_room(device, image.numel()):
+                done = steps({**item, "image": image.to(device)})
+                if stream is not None:
+                    stream.synchronize()  # the image is complete before another stream uses it
+                return done
+        except RuntimeError as error:  # MONAI wraps what its steps raise; an invalid image fails on the CPU as well
+            logger.info("this image is preprocessed on the CPU: %s", error)
     return steps(item)
 
 
 def _has_room(device: torch.device, voxels: int) -> bool:
-    if device.type != "cuda":
-        return True
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return PREPROCESSING_COPIES * torch.float32.itemsize * voxels <= PREPROCESSING_SHARE * (free + unused)
-
-
-def pinned(image: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return an image in pinned memory, from which a GPU copies asynchronously; unchanged if not needed or possible."""
-    if device.type != "cuda" or image.device.type != "cpu":
-        return image
-    try:
-        return image.pin_memory()
-    except RuntimeError as error:
-        logger.debug("image is not pinned: %s", error)
-        return image
+    needed = PREPROCESSING_COPIES * torch.float32.itemsize * voxels
+    return device.type != "cuda" or needed <= PREPROCESSING_SHARE * free_memory(device)
 
 
 def batch_on(image: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a batch of one image on the device, collated as a DataLoader does in MONAI's engine."""
-    # moved first, because collating copies into memory that is not pinned
-    moved = image.to(device, non_blocking=device.type == "cuda" and image.is_pinned())
+    moved = image.to(device)
     return list_data_collate([moved]) if isinstance(image, MetaTensor) else moved[None]

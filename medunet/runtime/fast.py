@@ -16,6 +16,7 @@ from medunet.networks import only_tensor
 from medunet.networks.arguments import choose
 
 from .autocast import DTYPES, exact_float32, resolve_dtype
+from .cuda import is_out_of_memory
 from .ensemble import EnsembleLogits
 from .folding import fold_batch_norm, use_onednn
 from .openvino import OpenVinoNetwork
@@ -211,9 +212,9 @@ def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: n
         try:
             module = convert_network(network, form) if copied is None else copied
             logits = only_tensor(module(convert_image(window, form))).float()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
             return first_lines(error)
         spread = float(expected.std()) or 1.0
         difference = float((logits - expected).square().mean().sqrt()) / spread

@@ -11,6 +11,7 @@ from torch import nn
 from medunet.errors import first_lines
 
 from .autocast import exact_float32, resolve_dtype
+from .cuda import is_out_of_memory
 from .fast import Form, convert_image, convert_network, disagreement
 from .openvino import has_openvino
 
@@ -57,9 +58,9 @@ def time_forms(network: nn.Module, window: torch.Tensor, forms: Sequence[Form]) 
             try:
                 module, image = convert_network(network, form), convert_image(window, form)
                 module(image)  # compiles and allocates
-            except torch.OutOfMemoryError:
-                raise
             except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
                 rejected[form] = first_lines(error)
                 continue
             rejected[form] = disagreement(network, window, form, module)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.inferers import OverlapTileInferer, SameSizeShapes, peak_bytes
-from medunet.inferers.memory import is_out_of_memory
 from medunet.inferers.tiling import choose_tiles, plan_tiles
 from medunet.networks import UNet
+from medunet.runtime.cuda import is_out_of_memory
 
 
 def make_network(spatial_dims: int = 2, **options) -> UNet:

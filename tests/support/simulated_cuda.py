@@ -5,9 +5,13 @@ have the label `cuda:N`. Inside a `SimulatedCuda` block,
 
 * `torch.cuda` reports a GPU, `tensor.device` reports the label, and `.to("cuda")` and `device="cuda"` work;
 * an operation on tensors of two devices raises what CUDA raises, and so does `numpy()` on a labelled tensor;
-* operations that make the host wait for the GPU (item, bool, nonzero, boolean masks, copies) are counted by place.
+* operations that make the host wait for the GPU (item, bool, nonzero, boolean masks, copies) are counted by place;
+* bytes of live tensors are counted, memory can run out, and streams have an order (`simulated_memory.py`);
+* after `is_broken` is set, every operation raises, as after an illegal memory access.
 
-The simulation cannot see kernels, races, streams, memory, numerics or NCCL. It needs neither a GPU nor a CUDA build.
+What it cannot see: kernels and their index ranges, the workspace of cuDNN, fragments of the allocator, speed, numerics
+of the GPU (also bfloat16 and TF32), real concurrency, CUDA graphs, `torch.compile`, MIG's isolation, and NCCL. It needs
+neither a GPU nor a CUDA build.
 """
 
 import collections
@@ -19,6 +23,7 @@ from typing import Any
 
 import pytest
 import torch
+from simulated_memory import Ledger
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -39,7 +44,7 @@ INDEXING = {
     *("aten._index_put_impl_.default", "aten._unsafe_index.Tensor"),
 }
 SYNCHRONISING = {
-    "aten._local_scalar_dense.default": "item",
+    "aten._local_scalar_dense.default": "item",  # also of int() and float()
     "aten.nonzero.default": "nonzero",
     "aten.masked_select.default": "masked_select",
     "aten.equal.default": "equal",
@@ -62,17 +67,23 @@ def place() -> str:
 
 
 class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
-    """Simulate CUDA devices inside a `with` block; `waits` counts host synchronisations by kind and place.
+    """Simulate CUDA devices inside a `with` block.
+
+    `waits` counts host synchronisations by kind and place, `side_waits` those on a thread's own stream, for which
+    neither the default stream nor other threads wait.
 
     Args:
         devices: number of devices.
-        free: free bytes of each device.
+        free: free bytes of each device, or one number per device.
         total: bytes of each device.
     """
 
-    def __init__(self, devices: int = 1, *, free: int = 138 * GIB, total: int = 140 * GIB) -> None:
+    def __init__(self, devices: int = 1, *, free: int | tuple[int, ...] = 138 * GIB, total: int = 140 * GIB) -> None:
         self.devices, self.free, self.total = devices, free, total
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.side_waits: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.is_broken = False
+        self.ledger = Ledger(self)
         self._labels: dict[int, tuple[StorageWeakRef, Any]] = {}
         self._pinned: dict[int, StorageWeakRef] = {}
         self._lock = threading.RLock()
@@ -114,7 +125,10 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
         with self._lock:
             if label is None:
                 self._labels.pop(storage._cdata, None)
+                self.ledger.remove(storage)
             else:
+                if isinstance(label, torch.device):
+                    self.ledger.add(tensor, label.index)
                 self._labels[storage._cdata] = StorageWeakRef(storage), label
             if len(self._labels) > 20_000:
                 self._labels = {key: entry for key, entry in self._labels.items() if not entry[0].expired()}
@@ -128,7 +142,13 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
         return getattr(self._local, "depth", 0) > 0
 
     def count_wait(self, kind: str) -> None:
-        self.waits[kind, place()] += 1
+        self.raise_if_broken()
+        self.ledger.host_waits()
+        (self.side_waits if self.ledger.on_side_stream else self.waits)[kind, place()] += 1
+
+    def raise_if_broken(self) -> None:
+        if self.is_broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def is_pinned(self, tensor: torch.Tensor, *_: Any) -> bool:
         entry = self._pinned.get(tensor.untyped_storage()._cdata)
@@ -280,23 +300,12 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
             with _Dispatch(me):
                 real_run(thread)
 
-        class Event:
-            def __init__(self, **_: Any) -> None:
-                pass
-
-            def record(self, stream: Any = None) -> None:
-                pass
-
-            def synchronize(self) -> None:
-                me.count_wait("event")
-
         real_group = torch._C._group_tensors_by_device_and_dtype
 
         def group(lists: Any, *args: Any) -> Any:
             groups = real_group(lists, *args)
             return {(found[0][0][0].device, dtype): found for (_, dtype), found in groups.items()}
 
-        self._set(torch.cuda, "Event", Event)
         self._set(torch._C, "_group_tensors_by_device_and_dtype", group)
         self._set(torch.accelerator, "is_available", lambda: True)  # the DataLoader pins batches
         self._set(torch.accelerator, "current_accelerator", lambda check_available=False: None)
@@ -311,16 +320,13 @@ class SimulatedCuda(contextlib.AbstractContextManager["SimulatedCuda"]):
             "set_device": None,
             "get_device_capability": (9, 0),
             "get_device_name": "NVIDIA H200 (simulated)",
-            "mem_get_info": (me.free, me.total),
-            "memory_reserved": 0,
-            "memory_allocated": 0,
             "max_memory_reserved": GIB,
-            "max_memory_allocated": GIB,
             "empty_cache": None,
             "is_bf16_supported": True,
         }
         for name, value in facts.items():
             self._set(torch.cuda, name, lambda *_, value=value, **__: value)
+        self.ledger.patch(self._set)
         self._set(torch.cuda, "synchronize", lambda device=None: me.count_wait("synchronize"))
         self._set(torch.version, "cuda", "13.0")
         self._set(torch.backends.cudnn, "version", lambda: 91900)
@@ -336,6 +342,11 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # composite operations, such as item, arrive undivided there
+            with self:
+                divided = func.decompose(*args, **kwargs)
+            if divided is not NotImplemented:
+                return divided
         me, name = self.simulation, str(func)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         labels = [me.label(tensor) for tensor in inputs]
@@ -345,6 +356,8 @@ class _Dispatch(TorchDispatchMode):
                 self._check_indexing(name, args)
             elif name not in COPIES:
                 self._check_devices(name, inputs, labels, gpu)
+            me.raise_if_broken()
+            me.ledger.use(inputs, gpu.index, written=inputs[0] if func._schema.is_mutable else None)
             self._count(name, args, labels)
         result = func(*args, **kwargs)
         known = {id(tensor) for tensor in inputs}
@@ -393,5 +406,5 @@ class _Dispatch(TorchDispatchMode):
 @contextlib.contextmanager
 def counted(simulation: SimulatedCuda) -> Iterator[collections.Counter[tuple[str, str]]]:
     """Count the host synchronisations of a block alone."""
-    simulation.waits = collections.Counter()
+    simulation.waits, simulation.side_waits = collections.Counter(), collections.Counter()
     yield simulation.waits

@@ -1,0 +1,122 @@
+"""Windows that the planner would use on GPUs of several sizes, and the wait for reading; computed, without a GPU.
+
+`before`: the memory of a pass was estimated with the constants of CPUs. `now`: it is measured on the device, here the
+bytes of the tensors of the bfloat16 network, and pooling reads at most 2^31 - 1 numbers (cuDNN 9.3 or later).
+
+    python -m scripts.bench.gpu_plan [--read SECONDS --write SECONDS] [--readme docs/benchmarks/inference.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medunet.errors import ConfigError
+from medunet.inferers import OverlapTileInferer, memory, peak_bytes
+from medunet.inferers.tiling import TilePlan
+from medunet.networks import UNet
+from medunet.prediction.pipeline import overlap
+from medunet.runtime.fast import Form, convert_network
+from scripts.bench.measure import RESULTS, describe, machine, table, write_between, write_json
+
+SIZE = (512, 512, 600)
+CARDS_GB = (24, 80, 141)
+USED_GB = 2.0  # of a card, by the driver, the weights and a case that waits
+NETWORKS = {"16-192": (16, 48, 96, 192), "32-320": (32, 64, 128, 256, 320)}
+COMPUTE_SECONDS = 0.6  # of the network on an H200, by arithmetic
+MARKS = ("<!-- gpu plan -->", "<!-- end of gpu plan -->")
+
+
+def plans() -> list[dict[str, Any]]:
+    """Return the windows of each network on each card, with the old and the new estimate."""
+    torch.backends.cudnn.version = lambda: memory.CUDNN_64_BITS  # type: ignore[assignment,return-value]
+    rows = []
+    for name, channels in NETWORKS.items():
+        network = UNet(3, 1, 14, channels=channels, norm="batch").eval()
+        probe = memory._window(network.shapes, [128] * 3)
+        fast = convert_network(network, Form("bfloat16", channels_last=True))
+        small = memory._window(network.shapes, [4 * stride for stride in network.shapes.total_stride])
+        before = peak_bytes(network, (1, 1, *small)) / math.prod(small) * memory.WORKSPACE * memory.AUTOCAST_SHARE
+        now = (peak_bytes(fast, (1, 1, *probe)) / math.prod(probe) + 4) * memory.FRAGMENTS  # the float32 image
+        limit = memory.most_voxels(network, 1, torch.device("cuda"))
+        for card in CARDS_GB:
+            budget = memory.SHARE_OF_FREE * (card - USED_GB) * 1e9
+            for kind, most in (("before", budget / before), ("now", min(budget / now, limit))):
+                rows.append({"network": name, "card_gb": card, "kind": kind, **_plan(network, most, channels[0])})
+    return rows
+
+
+def _plan(network: UNet, most: float, widest: int) -> dict[str, Any]:
+    try:
+        plan: TilePlan = OverlapTileInferer("auto")._plan(SIZE, network, extend=1, max_voxels=most)
+    except ConfigError as error:
+        return {"error": str(error)}
+    sizes = [math.prod(tile.window_size) for tile in plan.tiles]
+    times, numbers = sum(sizes) / math.prod(SIZE), max(sizes) * widest / 2**31
+    return {"windows": len(sizes), "voxels": sum(sizes), "times_the_image": times, "largest_tensor": numbers}
+
+
+def waits(read: float, write: float, *, cases: int = 24, speed: float = 20.0) -> dict[str, float]:
+    """Return the share of the time in which the GPU waits, by number of reading threads; stages only sleep."""
+    shares = {}
+    for readers in (1, 2, 4):
+
+        def stage(seconds: float) -> Any:
+            return lambda case: time.sleep(seconds / speed) or case
+
+        stages = {"read": stage(read), "compute": stage(COMPUTE_SECONDS), "write": stage(write)}
+        begun = time.perf_counter()
+        for _ in overlap(range(cases), **stages, in_flight=readers + 2, readers=readers):
+            pass
+        shares[str(readers)] = max(0.0, 1 - cases * COMPUTE_SECONDS / speed / (time.perf_counter() - begun))
+    return shares
+
+
+def main() -> None:
+    """Compute, write the JSON and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--read", type=float, required=True, help="seconds in which one thread reads a CT")
+    parser.add_argument("--write", type=float, required=True, help="seconds in which one thread writes a label map")
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    where, rows = machine(), plans()
+    shares = waits(options.read, options.write)
+    document = {"machine": where, "plans": rows, "read_s": options.read, "write_s": options.write, "waits": shares}
+    write_json(RESULTS / "gpu_plan.json", document)
+    head = (
+        "channels",
+        "card, GB",
+        "estimate",
+        "windows",
+        "voxels evaluated, times the image",
+        "pooled tensor / 2^31",
+    )
+    cells = [
+        (row["network"], row["card_gb"], row["kind"], row.get("windows", "none fits"))
+        + (f"{row['times_the_image']:.2f}", f"{row['largest_tensor']:.2f}") * ("windows" in row)
+        for row in rows
+    ]
+    text = (
+        table(head, cells)
+        + "\n\n"
+        + table(
+            ("reading threads", "share of the time in which the GPU waits"),
+            [(readers, f"{100 * share:.0f} %") for readers, share in shares.items()],
+        )
+    )
+    text += (
+        f"\n\nReading a case takes {options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU "
+    )
+    text += f"{COMPUTE_SECONDS:g} s (assumed).\n\n{describe(where)}"
+    print(text)
+    if options.readme:
+        write_between(options.readme, MARKS, text)
+
+
+if __name__ == "__main__":
+    main()
