@@ -34,7 +34,8 @@ def test_models_are_small_trusted_and_have_a_card(name: str) -> None:
     assert (entry["version"], entry["task"]) == (metadata["version"], metadata["task"])
     assert (entry["size"], entry["sha256"]) == ((folder / WEIGHTS).stat().st_size, sha256_of(folder / WEIGHTS))
     for config in (folder / "configs").glob("*.json"):
-        assert json.loads(config.read_text()).get("dataset_dir", ".") == "."
+        values = json.loads(config.read_text())
+        assert (values.get("dataset_dir", "."), values.get("init_from")) == (".", None)
 
 
 @pytest.mark.filterwarnings("ignore")
