@@ -8,4 +8,4 @@ source scripts/setup.sh dev,ray
 source scripts/debian_packages.sh
 install_packages Orthanc "the test of a DICOMweb store" orthanc orthanc-dicomweb
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=agg
-exec .venv/bin/python -m pytest tests/deploy/cluster tests/deploy/monailabel/test_orthanc_cohort.py tests/networks/test_batch_norm.py "$@"
+exec .venv/bin/python -m pytest tests/deploy/cluster tests/deploy/monailabel/test_orthanc_{cohort,listen}.py tests/networks/test_batch_norm.py "$@"

@@ -17,6 +17,7 @@ from medunet.cli import (
     get,
     info,
     label,
+    listen,
     measure,
     plan,
     predict,
@@ -58,6 +59,7 @@ add(app, report.report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(label.app, name="label")
+add(app, listen.listen)
 add(app, cache.cache)
 add(app, get.get)
 add(app, info.list_bundles, "list")

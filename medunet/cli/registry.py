@@ -27,17 +27,19 @@ RESUME = {
     "plan": "rerun the same command; cases that are measured are not measured again",
     "demo": "rerun the same command to continue",
     "resume": "rerun the same command to continue from the last completed epoch",
+    "listen": "rerun the same command to continue; studies that wait are kept",
 }
 EVERYWHERE = "Every command"
 # panels of the help pages, by the name of a command's argument
 PANELS = {
     "Data": "data instances fold folds split group_by skip_bad cases labels pred ref tolerance subgroups dims "
-    "query image images masks compare studies modality folder",
+    "query image images masks compare studies store modality folder",
     "Training": "epochs init_from resume time trials set_range",
     "Configuration": "settings preset",
     "Reading images": " ".join(READING),
     "Network": "tta ensemble",
-    "Machine": "device memory jobs nproc nnodes rdzv_endpoint on case_timeout environment python torch_index host port",
+    "Machine": "device memory jobs nproc nnodes rdzv_endpoint on case_timeout environment python torch_index host port "
+    "dicom_port allow send_to settle",
     "Tracking": "tracking_uri no_tracking uri experiment",
     "Untrusted input": "trust isolate",
     "Privacy": "deidentify pseudonym_key pseudonym_table",

@@ -235,7 +235,7 @@ class SavePredictiond(MapTransform):
         files = {path: dataset}
         if measurements and kind == "dicom-seg":
             report = make_measurement_report(measurements, dataset, planes[0].header, algorithm=_ALGORITHM)
-            files = {self._new_file(path.name.removesuffix(".dcm") + SR_ENDING): report, **files}
+            files = {path.with_name(path.name.removesuffix(".dcm") + SR_ENDING): report, **files}
         for file, content in files.items():
             if self.pseudonyms is not None:
                 deidentify(content, self.pseudonyms)
@@ -250,16 +250,17 @@ class SavePredictiond(MapTransform):
 
     def _fit_objects(self, numbers: np.ndarray[Any, Any], path: Path, choice: _Choice) -> tuple[Path, _Choice]:
         """Return another file and format if there are more objects than the chosen format can have."""
+        stem = path.relative_to(self.output_dir).with_suffix("")
         if choice[0] in _DICOM_FORMATS and (count := np.unique(numbers[numbers > 0]).size) > MAX_SEGMENTS:
             if self.format != "auto":
                 cause = f"too many objects for the segments of a {choice[0]} result"
                 raise DataError(
                     cause, file=path, received=count, expected=f"at most {MAX_SEGMENTS}", remedy="write .nii.gz"
                 )
-            path, choice = self._new_file(f"{path.name.removesuffix('.dcm')}.nii.gz"), ("nii.gz", ())
+            path, choice = self._new_file(f"{stem}.nii.gz"), ("nii.gz", ())
             logger.warning("%s: written as .nii.gz, because %d objects are too many for a DICOM SEG", path.name, count)
         elif path.suffix == ".png" and numbers.max(initial=0) > np.iinfo(np.uint16).max:
-            path = self._new_file(f"{path.stem}.tif")
+            path = self._new_file(f"{stem}.tif")
             logger.warning("%s: written as TIFF, because PNG numbers at most 65535 objects", path.name)
         return path, choice
 

@@ -23,8 +23,11 @@ SECONDS_TO_START = 60.0
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path) -> Iterator[str]:
-    """Yield Orthanc's address. MEDUNET_ORTHANC may name a folder into which its packages were unpacked."""
+def orthanc(folder: Path, **more: object) -> Iterator[str]:
+    """Yield the address of Orthanc with more settings.
+
+    MEDUNET_ORTHANC may name a folder into which its packages were unpacked.
+    """
     root = os.environ.get("MEDUNET_ORTHANC", "")
     program = shutil.which("Orthanc") or f"{root}/usr/sbin/Orthanc"
     plugin = f"{root}/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -41,6 +44,7 @@ def orthanc(folder: Path) -> Iterator[str]:
         "AuthenticationEnabled": False,
         "Plugins": [plugin],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        **more,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "orthanc.json").write_text(json.dumps(config), encoding="utf-8")

@@ -64,10 +64,11 @@ def test_a_dicom_seg_has_a_report_with_its_measurements_beside_it(tmp_path, make
 def test_measure_writes_the_same_report_for_a_dicom_seg(tmp_path, make_series, labelled):
     folder = make_series(tmp_path / "ct")
     saver, item = save(folder, labelled(), tmp_path / "out")
-    rows = saver(item)["measurements"]
-    result = measure(tmp_path / "out" / "ct.dcm", folder, tmp_path / "tables")
-    assert result["measurements"] == [pytest.approx(row) for row in rows]
-    reports = [pydicom.dcmread(path) for path in (tmp_path / "out" / "ct_sr.dcm", tmp_path / "tables" / "ct_sr.dcm")]
+    rows = saver({**item, "name": "patient_7/ct"})["measurements"]
+    out = tmp_path / "out" / "patient_7"
+    result = measure(out / "ct.dcm", folder, tmp_path / "tables")
+    assert result["measurements"] == [pytest.approx({**row, "case": "ct"}) for row in rows]
+    reports = [pydicom.dcmread(path) for path in (out / "ct_sr.dcm", tmp_path / "tables" / "ct_sr.dcm")]
     assert values(reports[0]) == values(reports[1])
 
 
