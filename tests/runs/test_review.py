@@ -16,6 +16,7 @@ from medunet.inferers import ProbabilityInferer
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
 from medunet.runs.audit import audit_labels, diagnose
+from medunet.runs.ensemble import write_ensemble
 from medunet.runs.review import calibrate, fit_temperature, write_reviews
 from medunet.trust import judge
 from tests.support.small import classes_of, untrained_run
@@ -59,6 +60,19 @@ def test_a_calibrated_run_states_expected_dice_flags_and_calibrated_probabilitie
     assert page.read_text().count("<img") == 1
     noise = np.random.default_rng(0).normal(size=(1, 24, 24)).astype(np.float32)
     assert any(flag.startswith("intensity") for flag in predictor.decide_array(noise**9)["review"].flags)
+
+
+def test_a_cross_validation_is_calibrated_by_the_folds_that_held_its_cases_out(data: Path, tmp_path: Path) -> None:
+    values = {"dataset_dir": str(data), "folds": 2, **classes_of(data)}
+    folds = {fold: tmp_path / f"fold_{fold}" for fold in (0, 1)}
+    for fold, folder in folds.items():
+        untrained_run(folder, bundle="unet_2d", seed=fold, **values, fold=fold)
+    write_ensemble(tmp_path, folds, rules=(), decision={"cases": 16})
+    document = calibrate(tmp_path, data, device="cpu")
+    assert (document["cases"], document["source"]) == (16, "out-of-fold cases")
+    assert not (folds[0] / "docs" / "review.json").exists()
+    review = Predictor(tmp_path, device="cpu", review=True).decide(next(data.glob("imagesTr/*")))["review"]
+    assert review.is_calibrated
 
 
 def test_too_few_cases_and_a_run_without_predictions_are_errors(run: Path, data: Path, tmp_path: Path) -> None:
