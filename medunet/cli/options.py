@@ -88,13 +88,11 @@ DEVICE = typer.Option(
 Device = Annotated[str, DEVICE]
 SET_HELP = "Change a value of the bundle's configs by its id; repeatable."
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP, autocompletion=completion.config_ids),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP, autocompletion=completion.config_ids)
 ]
 PRESET_HELP = "Apply a preset of the bundle, such as few or sgd_poly; repeatable."
 Preset = Annotated[
-    list[str] | None,
-    typer.Option("--preset", metavar="NAME", help=PRESET_HELP, autocompletion=completion.presets),
+    list[str] | None, typer.Option("--preset", metavar="NAME", help=PRESET_HELP, autocompletion=completion.presets)
 ]
 URI_HELP = "Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db beside the run."
 TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", metavar="URI", help=URI_HELP)]

@@ -23,8 +23,7 @@ ESTIMATE_HELP = "Skip the trial training step: estimate memory and keep the defa
 
 
 @examples(
-    "medunet plan DATA -o my_bundle --time 4h",
-    "medunet plan DATA -o my_bundle --memory 8GB --dims 2 --device cuda:0",
+    "medunet plan DATA -o my_bundle --time 4h", "medunet plan DATA -o my_bundle --memory 8GB --dims 2 --device cuda:0"
 )
 @with_json("plan")
 def plan(

@@ -72,12 +72,7 @@ def restore_labels(
 
 
 def restore_probabilities(
-    logits: torch.Tensor,
-    grid: GridMap,
-    *,
-    activation: str,
-    out: torch.Tensor,
-    region: tuple[slice, ...] | None = None,
+    logits: torch.Tensor, grid: GridMap, *, activation: str, out: torch.Tensor, region: tuple[slice, ...] | None = None
 ) -> None:
     """Write probabilities on the source grid into `out`: interpolated logits, then the activation.
 

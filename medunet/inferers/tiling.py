@@ -197,12 +197,7 @@ def _valid_axes(image: tuple[int, ...], limit: tuple[int, ...], shapes: Shapes, 
 
 
 def choose_tiles(
-    image_size: Sequence[int],
-    max_voxels: float,
-    *,
-    shapes: Shapes,
-    halo: Sequence[int] | None = None,
-    extend: int = 0,
+    image_size: Sequence[int], max_voxels: float, *, shapes: Shapes, halo: Sequence[int] | None = None, extend: int = 0
 ) -> TilePlan:
     """Plan the tiles of an image so that no window has more than `max_voxels`; other arguments as for `plan_tiles`.
 

@@ -236,13 +236,7 @@ def _rounded_up(size: Sequence[int], strides: Rows) -> tuple[int, ...]:
 
 
 def _decisions(
-    topology: Topology,
-    size: Sequence[int],
-    spacing_mm: Sequence[float],
-    *,
-    budget: Budget,
-    limit: int,
-    width: float,
+    topology: Topology, size: Sequence[int], spacing_mm: Sequence[float], *, budget: Budget, limit: int, width: float
 ) -> tuple[Decision, ...]:
     patch, batch, channels = topology.patch_size, topology.batch_size, topology.channels
     share = math.prod(min(p, n) for p, n in zip(patch, size, strict=True)) / math.prod(size)

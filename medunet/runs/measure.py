@@ -50,7 +50,7 @@ def measure(
         images: the image of all masks, or a folder with their images, which have the names of the masks; None measures
             sizes only.
         output: gets `measurements.csv` and `.json`, and a DICOM SR for each DICOM SEG; None uses a folder beside the
-            masks.
+            masks, unless they are in a data set.
         labels: value by name; None uses the names in `dataset.json` beside the masks, or in the files.
         instances: the label maps number objects; also if the `dataset.json` beside the masks declares it.
         compare: measurements of an earlier time point, a `measurements.json` or its folder; adds `growth.csv`.
@@ -72,6 +72,8 @@ def measure(
         raise ConfigError("objects have neither names nor a partner in another time point", received="labels, compare")
     earlier = None if compare is None else read_measurements(Path(compare))
     parsed = labels_of(content, manifest) if labels is None else ParsedLabels({"": 0, **labels})
+    if output is None and manifest.is_file():
+        raise ConfigError("masks in a data set need an output", file=masks, remedy="pass --output DIR")
     output = Path(output) if output else masks.with_name(f"{split_suffix(masks.resolve().name)[0]}_{TABLE}")
     require_new(output / f"{TABLE}.json", force=force)
     rows: Rows = []

@@ -15,11 +15,7 @@ SMOOTHING = 1.0  # standard deviation in voxels; less makes basins of noise, mor
 
 
 def separate_cells(
-    interior: npt.ArrayLike,
-    *,
-    mask: npt.ArrayLike | None = None,
-    boundary: float = 0.5,
-    smoothing: float = SMOOTHING,
+    interior: npt.ArrayLike, *, mask: npt.ArrayLike | None = None, boundary: float = 0.5, smoothing: float = SMOOTHING
 ) -> npt.NDArray[np.int32]:
     """Number the cells of a probability map.
 

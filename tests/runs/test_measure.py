@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import Capture, Medunet
 
+from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
 from medunet.runs.measure import measure
 
@@ -32,6 +33,9 @@ def test_a_folder_of_masks_is_measured_under_the_names_of_its_data_set(volumes: 
     image = read_volume(next((volumes / "imagesTr").glob(f"{first['case']}*"))).image[0].numpy()
     label = read_volume(next((volumes / "labelsTr").glob(f"{first['case']}*"))).image[0].numpy()
     assert first["intensity_mean"] == pytest.approx(image[label == 1].mean(), rel=1e-6)
+    with pytest.raises(ConfigError, match="masks in a data set need an output"):
+        measure(volumes / "labelsTr")
+    assert not (volumes / "labelsTr_measurements").exists()
 
 
 def test_predict_measures_what_measure_would(run_3d: Path, volumes: Path, tmp_path: Path, medunet: Medunet) -> None:

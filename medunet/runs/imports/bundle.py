@@ -44,11 +44,7 @@ class ImportedBundle:
 
 
 def import_nnunet(
-    *model_folders: Path,
-    output: Path,
-    folds: str = "all",
-    checkpoint: str = "final",
-    any_trainer: bool = False,
+    *model_folders: Path, output: Path, folds: str = "all", checkpoint: str = "final", any_trainer: bool = False
 ) -> ImportedBundle:
     """Write a bundle that predicts as a trained nnU-Net v2 model does; nothing of the model's code is run.
 
