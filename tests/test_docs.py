@@ -72,7 +72,7 @@ def test_python_blocks_run(
 
 def test_everyday_lines_parse() -> None:
     lines = everyday.read_lines(everyday.PAGE).values()
-    assert len(lines) == 40
+    assert len(lines) == 42
     for line in lines:
         if not line.startswith("medunet "):
             compile(line, str(everyday.PAGE), "eval")
@@ -85,7 +85,7 @@ def test_everyday_lines_run() -> None:
     command = [sys.executable, "-m", "scripts.bench.everyday"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("\n") == 40, done.stdout
+    assert done.stdout.count("\n") == 42, done.stdout
 
 
 @pytest.mark.slow
