@@ -1,4 +1,4 @@
-"""Synthetic images with exact labels: a CT-like body, an MR-like head, and touching cells in 2D.
+"""Synthetic images with exact labels: a CT-like body, and touching cells in 2D.
 
 Shapes are drawn in coordinates from -1 to 1 across the field of view and smoothly deformed.
 """
@@ -21,17 +21,16 @@ from medunet.io import write_volume
 
 from .layouts.manifest import MANIFEST
 
-Kind = Literal["ct", "mr", "cells"]
+Kind = Literal["ct", "cells"]
 Floats = npt.NDArray[np.float32]
 
 CT_LABELS = {"background": 0, "lungs": 1, "liver": 2, "spleen": 3, "kidneys": 4, "spine": 5}
-MR_LABELS = {"background": 0, "gray_matter": 1, "white_matter": 2, "ventricles": 3}
 CELL_LABELS = {"background": 0, "cell": 255}
 
-DEFAULT_SIZES: dict[str, tuple[int, ...]] = {"ct": (64, 64, 48), "mr": (64, 64, 64), "cells": (128, 128)}
+DEFAULT_SIZES: dict[str, tuple[int, ...]] = {"ct": (64, 64, 48), "cells": (128, 128)}
 
 # range of the spacing along each axis; the field of view is the size times the middle of the range
-_SPACINGS_MM = {"ct": ((2.5, 3.0), (2.5, 3.0), (4.0, 5.0)), "mr": ((2.4, 2.8), (2.4, 2.8), (2.4, 2.8))}
+_SPACINGS_MM = ((2.5, 3.0), (2.5, 3.0), (4.0, 5.0))
 
 _PARTIAL_VOLUME_SIGMA = 0.5  # blur in voxels, as scanners average over a voxel and a little more
 _CELL_DIAMETER = 22.0  # mean distance of neighbouring cells in pixels
@@ -41,7 +40,7 @@ _MEMBRANE_WIDTH = 2.5  # pixels; at least two, so that cells do not touch over a
 class Phantom(NamedTuple):
     """A synthetic case."""
 
-    image: Floats  # (*spatial): Hounsfield units, arbitrary MR units, or grey values from 0 to 255
+    image: Floats  # (*spatial): Hounsfield units, or grey values from 0 to 255
     label: npt.NDArray[np.uint8]  # (*spatial), exactly the shapes of the image
     affine: npt.NDArray[np.float64]  # 4x4, RAS mm
     labels: dict[str, int]  # value by name
@@ -51,10 +50,10 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
     """Make one case.
 
     Args:
-        kind: 'ct', 'mr', or 'cells' (255 inside a cell, 0 on membranes and between cells).
+        kind: 'ct', or 'cells' (255 inside a cell, 0 on membranes and between cells).
         seed: determines everything; a sequence of numbers if the cases of a set are numbered.
-        size: number of voxels along each axis, by default about 64 x 64 x 48 in 3D; CT and MR are up to a tenth larger
-            or smaller, because their spacing is drawn from a range.
+        size: number of voxels along each axis, by default about 64 x 64 x 48 in 3D; CT is up to a tenth larger or
+            smaller, because its spacing is drawn from a range.
 
     Raises:
         ConfigError: unknown kind, or a size that does not fit it.
@@ -73,12 +72,12 @@ def make_phantom(kind: Kind, *, seed: int | Sequence[int], size: Sequence[int] |
     rng = np.random.default_rng(seed)
     if kind == "cells":
         return _cells(rng, nominal)
-    ranges = _SPACINGS_MM[kind]
-    spacing = [round(float(rng.uniform(*bounds)), 3) for bounds in ranges]
-    shape = tuple(round(n * (low + high) / 2 / s) for n, (low, high), s in zip(nominal, ranges, spacing, strict=True))
+    spacing = [round(float(rng.uniform(*bounds)), 3) for bounds in _SPACINGS_MM]
+    middle = [sum(bounds) / 2 for bounds in _SPACINGS_MM]
+    shape = tuple(round(n * mean / step) for n, mean, step in zip(nominal, middle, spacing, strict=True))
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip(shape, spacing, strict=True)]  # the centre is 0, 0, 0
-    return _head(rng, shape, affine) if kind == "mr" else _body(rng, shape, flip_ras_lps(affine))
+    return _body(rng, shape, flip_ras_lps(affine))
 
 
 def write_phantom_dataset(
@@ -96,7 +95,7 @@ def write_phantom_dataset(
 
     Args:
         root: folder to write to; files of the same names are replaced.
-        kind: 'ct', 'mr' or 'cells'.
+        kind: 'ct' or 'cells'.
         cases: number of labelled cases for training.
         test_cases: number of further cases; their labels are listed too.
         seed: case n is made from (seed, n).
@@ -122,7 +121,7 @@ def write_phantom_dataset(
         "name": f"phantom_{kind}",
         "description": "synthetic, by medunet.datasets.phantom; no patient",
         "tensorImageSize": "2D" if planar else "3D",
-        "modality": {"0": {"ct": "CT", "mr": "MRI", "cells": "microscopy"}[kind]},
+        "modality": {"0": "microscopy" if planar else "CT"},
         "labels": {str(value): name for name, value in labels.items()},
         "numTraining": cases,
         "numTest": test_cases,
@@ -166,34 +165,6 @@ def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[
     hounsfield += rng.normal(0, rng.uniform(15, 25), shape)
     image = np.clip(hounsfield, -1024, 3071).astype(np.float32)  # 12 bits, as scanners store
     return Phantom(image, label, affine, dict(CT_LABELS))
-
-
-def _head(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
-    """A head as on a T1-weighted scan: scalp, skull, folded cortex, white matter and two ventricles; axes are RAS."""
-    x, y, z = _deformed_grid(rng, shape, amplitude=0.06)
-    rx, ry, rz = np.array([0.76, 0.9, 0.84]) * rng.uniform(0.95, 1.05, 3)
-    radius = np.sqrt((x / rx) ** 2 + (y / ry) ** 2 + (z / rz) ** 2)
-    folds = 0.06 * _smooth_noise(rng, shape, nodes=11)
-    signal = np.zeros(shape, dtype=np.float32)
-    signal[radius < 1] = 220  # scalp
-    signal[radius < 0.93] = 30  # skull
-    signal[radius < 0.86] = 60  # fluid
-    label = np.zeros(shape, dtype=np.uint8)
-    label[radius < 0.82] = MR_LABELS["gray_matter"]
-    label[radius + folds < 0.6] = MR_LABELS["white_matter"]
-    for side in (-1, 1):
-        cx, cy, cz = np.array([side * 0.15, 0.0, 0.05]) + rng.uniform(-0.02, 0.02, 3)
-        ax, ay, az = np.array([0.11, 0.32, 0.2]) * rng.uniform(0.95, 1.2, 3)
-        label[((x - cx) / ax) ** 2 + ((y - cy) / ay) ** 2 + ((z - cz) / az) ** 2 < 1] = MR_LABELS["ventricles"]
-    for name, value in (("gray_matter", 110.0), ("white_matter", 165.0), ("ventricles", 50.0)):
-        signal[label == MR_LABELS[name]] = value * rng.uniform(0.96, 1.04)
-    signal = gaussian_filter(signal, _PARTIAL_VOLUME_SIGMA)
-    signal *= np.exp(0.15 * _smooth_noise(rng, shape, nodes=4))  # bias field of the receive coil
-    sigma = rng.uniform(4, 7)
-    # Rician noise: the magnitude of a complex signal (Gudbjartsson and Patz 1995)
-    signal = np.hypot(signal + rng.normal(0, sigma, shape), rng.normal(0, sigma, shape))
-    image = (signal * rng.uniform(1.0, 6.0)).astype(np.float32)  # MR has no unit
-    return Phantom(image, label, affine, dict(MR_LABELS))
 
 
 def _cells(rng: np.random.Generator, shape: tuple[int, ...]) -> Phantom:

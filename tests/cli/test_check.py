@@ -17,14 +17,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MONAI's own, which the comm
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COLUMNS", "200")
-    write_phantom_dataset(tmp_path / "data", kind="mr", cases=3, test_cases=1, size=(17, 18, 19))
+    write_phantom_dataset(tmp_path / "data", kind="ct", cases=3, test_cases=1, size=(17, 18, 19))
     return tmp_path / "data"
 
 
 def test_a_valid_data_set_passes_and_is_drawn(data: Path, tmp_path: Path, medunet: Medunet, capsys: Capture) -> None:
     assert medunet("check", data, "--sheet", tmp_path / "out" / "sheet.png") == 0
     out = capsys.readouterr().out
-    for text in ("3 cases and 1 test case, 3D", "ventricles", "0 errors, 0 warnings: training can start"):
+    for text in ("3 cases and 1 test case, 3D", "kidneys", "0 errors, 0 warnings: training can start"):
         assert text in out
     with Image.open(tmp_path / "out" / "sheet.png") as picture:
         assert picture.format == "PNG"
@@ -47,7 +47,7 @@ def test_json_is_one_document(data: Path, medunet: Medunet, capsys: Capture) -> 
     assert medunet("check", data, "--json") == 4
     document = json.loads(capsys.readouterr().out)
     assert document["fails"] is True
-    assert (document["findings"][0]["severity"], document["findings"][0]["case"]) == ("error", "mr_000")
+    assert (document["findings"][0]["severity"], document["findings"][0]["case"]) == ("error", "ct_000")
     assert document["summary"]["cases"] == len(document["cases"]) == 3
 
 

@@ -22,7 +22,7 @@ from medunet.io import write_volume
 
 @pytest.fixture
 def dataset(tmp_path) -> SegmentationDataset:
-    return open_dataset(write_phantom_dataset(tmp_path, kind="mr", cases=3, size=(17, 18, 19)))
+    return open_dataset(write_phantom_dataset(tmp_path, kind="ct", cases=3, size=(17, 18, 19)))
 
 
 def test_valid_data_set_has_no_findings(dataset):
@@ -35,7 +35,7 @@ def test_label_of_another_shape_is_reported_from_the_header(dataset):
     write_volume(np.zeros((5, 6, 7), np.uint8), label)
     (finding,) = check_dataset(dataset)
     assert (finding.severity, finding.file) == ("error", str(label))
-    with pytest.raises(DataError, match=r"mr_001.nii.gz: label and image have different shapes \(received \(5, 6, 7\)"):
+    with pytest.raises(DataError, match=r"ct_001.nii.gz: label and image have different shapes \(received \(5, 6, 7\)"):
         raise_on_error([finding])
 
 
@@ -49,7 +49,10 @@ def test_label_on_another_grid_is_a_geometry_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "severity", "cause"),
-    [(9, "error", r"label has unknown values (received [9], expected [0, 1, 2, 3])"), (0, "warning", "label is empty")],
+    [
+        (9, "error", "label has unknown values (received [9], expected [0, 1, 2, 3, 4, 5])"),
+        (0, "warning", "label is empty"),
+    ],
 )
 def test_values_are_checked_at_level_voxels_only(dataset, value, severity, cause):
     case = dataset.cases[2]
@@ -62,7 +65,7 @@ def test_values_are_checked_at_level_voxels_only(dataset, value, severity, cause
 def test_damaged_files_are_counted_and_the_first_is_raised(dataset):
     for case in dataset.cases[:2]:
         case.label.write_bytes(b"")
-    more = r"mr_000.nii.gz: file has zero bytes \(and 1 more problems: .*_001\.nii\.gz: file has"
+    more = r"ct_000.nii.gz: file has zero bytes \(and 1 more problems: .*_001\.nii\.gz: file has"
     with pytest.raises(DataError, match=more):
         raise_on_error(check_dataset(dataset))
 
@@ -105,7 +108,7 @@ def test_labels_that_are_not_whole_numbers_are_reported(tmp_path, label, severit
 def test_an_error_in_a_test_case_is_a_warning(dataset):
     lonely = dataclasses.replace(dataset, cases=dataset.cases[:2], test=dataset.cases[2:])
     lonely.test[0].images[0].write_bytes(b"")
-    assert [(f.severity, f.case) for f in survey(lonely)[0]] == [("warning", "mr_002")]
+    assert [(f.severity, f.case) for f in survey(lonely)[0]] == [("warning", "ct_002")]
     assert check_dataset(lonely, level="voxels") == []
 
 

@@ -13,7 +13,7 @@ from medunet.io import read_volume, write_volume
 
 @pytest.fixture
 def folder(tmp_path):
-    write_phantom_dataset(tmp_path / "data", kind="mr", cases=4, test_cases=1, size=(17, 18, 19))
+    write_phantom_dataset(tmp_path / "data", kind="ct", cases=4, test_cases=1, size=(17, 18, 19))
     return tmp_path / "data"
 
 

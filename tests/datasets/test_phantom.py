@@ -8,10 +8,9 @@ from medunet.errors import ConfigError
 from medunet.io import read_volume
 
 
-@pytest.mark.parametrize("kind", ["ct", "mr"])
-def test_every_organ_has_at_least_400_voxels(kind):
+def test_every_organ_has_at_least_400_voxels():
     for seed in range(12):
-        phantom = make_phantom(kind, seed=seed)
+        phantom = make_phantom("ct", seed=seed)
         for name, value in phantom.labels.items():
             assert np.count_nonzero(phantom.label == value) >= 400, (seed, name)
 
@@ -40,7 +39,7 @@ def test_impossible_phantoms_are_rejected(kind, size):
         make_phantom(kind, seed=0, size=size)
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ct", (33, 34, 21)), ("mr", (21, 22, 23)), ("cells", (65, 67))])
+@pytest.mark.parametrize(("kind", "size"), [("ct", (33, 34, 21)), ("cells", (65, 67))])
 def test_written_set_opens_with_the_labels_of_its_phantoms_and_is_the_same_every_time(tmp_path, kind, size):
     first, second = (
         write_phantom_dataset(tmp_path / name, kind=kind, cases=2, test_cases=1, seed=7, size=size) for name in "ab"
