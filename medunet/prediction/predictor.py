@@ -252,8 +252,8 @@ class Predictor:
 
         Returns:
             ``(classes, *spatial)``, float32, on the CPU, with the metadata of the image; an inferer that returns to the
-            source grid gives its own result and metadata. If the memory of a GPU runs out, the image and its logits are
-        kept in that of the CPU, and only windows are on the GPU.
+            source grid gives its own result and metadata. If the memory of a GPU runs out, the image and its logits
+            are kept in that of the CPU, and only windows are on the GPU.
         """
         with autocast(self.device, self.autocast_dtype):
             output = infer(self.inferer, image, self.network, self.device)
