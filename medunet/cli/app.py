@@ -14,7 +14,6 @@ from medunet.cli import (
     check,
     demo,
     evaluate,
-    get,
     info,
     label,
     listen,
@@ -61,7 +60,7 @@ app.add_typer(bundle.app, name="bundle")
 app.add_typer(label.app, name="label")
 add(app, listen.listen)
 add(app, cache.cache)
-add(app, get.get)
+add(app, info.get)
 add(app, info.list_bundles, "list")
 add(app, info.info)
 

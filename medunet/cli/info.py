@@ -1,7 +1,8 @@
-"""`medunet info` and `medunet list`."""
+"""`medunet info`, `medunet list` and `medunet get`."""
 
 import importlib.metadata
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,20 @@ from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.config import read_json
-from medunet.files import cache_folder, config_folder
-from medunet.resources import WEIGHTS, model_folder, model_registry, preset_names, resource_dir, shipped_bundles
+from medunet.files import cache_folder, config_folder, require_new
+from medunet.resources import (
+    WEIGHTS,
+    model_entry,
+    model_folder,
+    model_registry,
+    preset_names,
+    resource_dir,
+    shipped_bundles,
+    shipped_models,
+)
 
+NAME_HELP = "A trained model, such as hippocampus; see `medunet list --models`."
+OUTPUT_HELP = "New folder for a copy of the model."
 DEVELOPMENT = ("dev", "bench")  # extras that add nothing for users
 
 
@@ -88,3 +100,21 @@ def list_bundles(
         cells = f"{name} {row['version']}", row["task"], figures, row["licence"], state, row["data_source"]
         trained.add_row(*map(escape, cells))
     opt.wide_console().print(*([] if models_only else [table]), trained)
+
+
+@examples("medunet get hippocampus", "medunet get hippocampus -o my_model")
+@with_json("get")
+def get(
+    name: Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=shipped_models)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
+) -> None:
+    """Verify a trained model, fetch its weights if they are not installed, and print its folder."""
+    entry = model_entry(name)
+    require_new(output)
+    from medunet.bundle.models import get_model
+
+    folder = get_model(name, output)
+    print_json(name=name, folder=str(folder), **entry)
+    typer.echo(f"{name} {entry['version']}, {entry['licence']}: {entry['task']}")
+    typer.echo(f"model: {folder}")
+    typer.echo(f"model card: {folder / entry['card']}")
