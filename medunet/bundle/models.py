@@ -5,22 +5,14 @@ import shutil
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from medunet.errors import ConfigError, DataError, SecurityError
+from medunet.errors import ConfigError, DataError
 from medunet.files import atomic_path, require_new, sha256_of
 from medunet.resources import WEIGHTS, model_entry, model_folder, resource_dir
 
 ADDRESS = "MEDUNET_MODELS"  # environment variable: a folder, or its address
 TIMEOUT = 60.0  # seconds without an answer
-
-
-class _SameScheme(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
-        if urlsplit(answer[-1]).scheme != req.type:
-            raise SecurityError("redirected to another scheme", file=req.full_url, received=answer[-1])
-        return super().redirect_request(req, *answer)
 
 
 def get_model(name: str, output: str | os.PathLike[str] | None = None) -> Path:
@@ -33,7 +25,6 @@ def get_model(name: str, output: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         ConfigError: there is no such model, or no address to fetch its weights from.
         DataError: the weights cannot be fetched or differ from the registry, or `output` exists.
-        SecurityError: the server redirects to another scheme.
     """
     entry = model_entry(name)
     require_new(output)
@@ -55,7 +46,7 @@ def _fetch(file: str, *, limit: int) -> bytes:
     if urlsplit(url).scheme not in ("https", "file"):
         raise ConfigError(f"{ADDRESS} must be a folder, file:// or https://", received=address)
     try:
-        with urllib.request.build_opener(_SameScheme).open(url, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             return bytes(answer.read(limit + 1))
     except (OSError, HTTPException) as error:
         raise DataError(f"cannot be fetched: {error}", file=url) from error
