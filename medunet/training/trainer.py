@@ -78,7 +78,7 @@ class Trainer(SupervisedTrainer):
         if not self._on_gpu:
             keep_freed_memory()
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         if self._on_gpu:
             torch.backends.cudnn.benchmark = True  # patches have one size
         try:
@@ -90,7 +90,7 @@ class Trainer(SupervisedTrainer):
             self._forward = self.network
             return self._step(engine, batchdata)
 
-    def _step(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+    def _step(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         if batchdata is None:
             raise DataError("the data loader returned an empty batch")
         inputs, targets = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking, **engine.to_kwargs)
@@ -116,7 +116,8 @@ class Trainer(SupervisedTrainer):
         self.grad_scaler.step(engine.optimizer)
         self.grad_scaler.update()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)  # decollates into one output per case, if that is on
-        return engine.state.output
+        # a list in any case, as MONAI's handlers expect
+        return engine.state.output if isinstance(engine.state.output, list) else [engine.state.output]
 
     def _check_losses(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
         """Check the loss of this step, or on a GPU that of the step before, whose copy has arrived by now."""
@@ -166,7 +167,7 @@ class Evaluator(SupervisedEvaluator):
         if self.state.device.type == "cpu":
             keep_freed_memory()
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         if self.state.device.type == "cuda":
             torch.backends.cudnn.benchmark = False  # images differ in size
         with autocast(engine.state.device, self.autocast_dtype):

@@ -37,7 +37,8 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def cuda() -> Iterator[SimulatedCuda]:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedCuda]:
+    monkeypatch.setattr("medunet.inferers.memory.MEASURED_VOXELS", 16**3)
     with SimulatedCuda() as simulation:
         yield simulation
 
@@ -163,10 +164,9 @@ SYNCHRONISATIONS_PER_STEP = 1  # for the loss of the step before, which is compl
 
 
 def test_a_predictor_stays_within_its_synchronisation_budget(
-    run_3d: Path, volumes: Path, tmp_path: Path, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
+    run_3d: Path, volumes: Path, tmp_path: Path, cuda: SimulatedCuda
 ) -> None:
     sources = sorted((volumes / "imagesTr").glob("*.nii.gz"))[:2]
-    monkeypatch.setattr("medunet.inferers.memory.MEASURED_VOXELS", 16**3)
     predictor = Predictor(run_3d, output_dir=tmp_path, device="cuda")
     assert all(result.error is None for result in predictor.predict(sources[:1]))
     with counted(cuda) as waits:
