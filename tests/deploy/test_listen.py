@@ -183,6 +183,7 @@ def test_an_incomplete_study_fails_after_a_while_and_may_be_sent_again(start, ma
     assert "1 series segmented" in lines_of(listener)[0]
 
 
+@pytest.mark.slow
 def test_studies_objects_connections_and_the_disk_have_limits(start, make_study, monkeypatch, tmp_path):
     port = usable_port()
     files, other = make_study("a"), make_study("b")
