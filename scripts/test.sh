@@ -13,7 +13,7 @@ fi
 .venv/bin/codespell
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python scripts/render_bundles.py --check
+.venv/bin/medunet bundle render --check
 scripts/audit.sh
 # one thread a process: two test processes with two threads each would wait for each other
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=agg

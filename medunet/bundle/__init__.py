@@ -11,5 +11,7 @@ from .planned import PlannedBundle as PlannedBundle
 from .planned import plan_beside as plan_beside
 from .planned import plan_bundle as plan_bundle
 from .planned import plan_once as plan_once
+from .render import render as render
+from .render import render_all as render_all
 from .specialise import specialise as specialise
 from .verify import verify_bundle as verify_bundle

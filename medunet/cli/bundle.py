@@ -1,4 +1,4 @@
-"""`medunet bundle`: init, import, show, verify, tune-inference, unpack; `export.py` has export and package."""
+"""`medunet bundle`: init, import, show, render, verify, tune-inference, unpack; `export.py` has export and package."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -66,6 +66,24 @@ def show(
         value = "..." if entry.type == "mapping" else as_text(entry.value)  # its parts have ids of their own
         table.add_row(*map(escape, (entry.id, value, entry.meaning, entry.type, entry.origin)))
     opt.wide_console().print(table)
+
+
+def render(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with code 4 if a file differs.")] = False,
+    sources: Annotated[Path | None, typer.Option(help="Folder of YAML sources. Default: the shipped ones.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the bundles. Default: the shipped ones.")] = None,
+) -> None:
+    """Render bundles from their YAML sources."""
+    require_path(sources)
+    from medunet.bundle import render_all
+
+    console = opt.plain_console()
+    changed = render_all(sources=sources, output=output, check=check)
+    for path in changed:
+        console.print(f"{'differs' if check else 'written'}: {path}")
+    if check and changed:
+        raise typer.Exit(opt.EXIT_CHECK_FAILED)
+    console.print("up to date" if not changed else opt.count(len(changed), "file"))
 
 
 @examples("medunet bundle verify runs/mine", "medunet bundle verify downloaded --trust")
@@ -202,3 +220,4 @@ for command in (init, show, verify, export.export, export.package, tune_inferenc
     add(app, command)
 add(app, import_, name="import")
 add(app, to_nnunet, name="to-nnunet")
+add(app, render, hidden=True)

@@ -78,7 +78,7 @@ def examples(*lines: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def add(app: typer.Typer, command: Command, name: str | None = None) -> None:
+def add(app: typer.Typer, command: Command, name: str | None = None, *, hidden: bool = False) -> None:
     """Add a command to an application, with the options of every command.
 
     A command with the parameter `reading` also gets the options of `READING`; it receives the given ones in a
@@ -119,7 +119,7 @@ def add(app: typer.Typer, command: Command, name: str | None = None) -> None:
     epilog = "\n\n".join(["[bold]Examples[/]", *(f"  {escape(line)}" for line in lines)]) if lines else None
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     help_text = "\n\n".join(escape(" ".join(paragraph.split())) for paragraph in paragraphs)
-    app.command(name, help=help_text, epilog=epilog)(extended)
+    app.command(name, help=help_text, epilog=epilog, hidden=hidden)(extended)
 
 
 def add_to_group(app: typer.Typer, **more: Any) -> None:

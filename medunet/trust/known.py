@@ -4,11 +4,13 @@ Names are compared as a whole, never by their prefix: `monai.transforms.os.syste
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-# One expression per line; `scripts/render_bundles.py` adds lines. None is removed, because older runs have older ones.
+from medunet.files import write_atomically
+
+# One expression per line; `medunet bundle render` adds lines. None is removed, because older runs have older ones.
 EXPRESSIONS_FILE = Path(__file__).with_name("expressions.txt")
 TARGETS_FILE = Path(__file__).with_name("targets.txt")  # reviewed targets by module
 
@@ -59,3 +61,27 @@ def is_known_expression(text: str) -> bool:
         (True, False)
     """
     return text in KNOWN_EXPRESSIONS or _ENSEMBLE_MEMBER.fullmatch(text) is not None
+
+
+def missing_from_known(configs: Iterable[Mapping[str, Any]]) -> tuple[set[str], set[str]]:
+    """Return expressions and targets of rendered configs that are not on the lists."""
+    expressions: set[str] = set()
+    targets: set[str] = set()
+    waiting: list[Any] = list(configs)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            targets |= {str(inner) for key, inner in item.items() if key == TARGET}
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and item.startswith(EXPRESSION) and not is_known_expression(item):
+            expressions.add(item)
+    return expressions, targets - KNOWN_TARGETS
+
+
+def write_expressions(new: Iterable[str]) -> Path:
+    """Add expressions to the list, after a change of the recipes."""
+    head = "# What medunet's recipes render. Written by `medunet bundle render`; lines are added, never removed.\n"
+    lines = sorted({*_read(EXPRESSIONS_FILE), *new})
+    return write_atomically(EXPRESSIONS_FILE, head + "".join(f"{line}\n" for line in lines))

@@ -68,7 +68,7 @@ def test_a_planned_bundle_passes_its_checks_gives_reasons_and_trains_with_monai(
     assert "## Why these values" in docs
     for id_ in ("patch_size", "network_def::channels", "augment::deform::flip_axes", "memory"):
         assert f"| `{id_}` | `" in docs
-    assert "render_bundles" not in docs
+    assert "bundle render" not in docs
     assert len(read_json(bundle / "docs" / "fingerprint.json")["cases"]) == 3
     metadata = read_json(bundle / "configs" / "metadata.json")
     assert metadata["data_source"] == open_dataset(data).name

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from medunet.bundle import find_bundle, resource_dir, shipped_bundles, verify_bundle
+from medunet.bundle import find_bundle, render, render_all, resource_dir, shipped_bundles, verify_bundle
 from medunet.errors import ConfigError
-from scripts.render_bundles import render, render_all
 
 BUNDLES = ["unet_2015", "unet_2d", "unet_3d"]
 

@@ -13,10 +13,9 @@ from monai.bundle import ComponentLocator
 from monai.inferers import PatchInferer
 from monai.transforms import LoadImage, SaveImage
 
-from medunet.bundle import shipped_bundles
+from medunet.bundle import render, shipped_bundles
 from medunet.bundle.check import accepted_arguments
-from medunet.trust.known import KNOWN_EXPRESSIONS, KNOWN_TARGETS, is_known_expression
-from scripts.render_bundles import missing_from_known, render
+from medunet.trust.known import KNOWN_EXPRESSIONS, KNOWN_TARGETS, is_known_expression, missing_from_known
 
 GADGETS = {"eval", "exec", "compile", "__import__", "locate", "import_module", "run_cmd", "system", "Popen"}
 """Calls that turn a string into something that runs; `optional_import` does so where its name is no constant."""
