@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from medunet.errors import ConfigError
-from medunet.files import cache_folder
+from medunet.errors import ConfigError, DataError
+from medunet.files import require_new, sha256_of
 
 WORKFLOWS = ("train", "evaluate", "inference")  # configs that are complete; other JSON files of a bundle are overlays
 NOT_PRESETS = {*WORKFLOWS, "metadata", "multi_gpu_train"}  # the last one works under torchrun only
@@ -30,17 +31,6 @@ def model_registry() -> dict[str, dict[str, Any]]:
     return dict(json.loads((resource_dir("bundles") / "models.json").read_text(encoding="utf-8")))
 
 
-def model_entry(name: str) -> dict[str, Any]:
-    """Return what the registry says about a trained model.
-
-    Raises:
-        ConfigError: There is no such model.
-    """
-    if (entry := model_registry().get(name)) is None:
-        raise ConfigError("no such model", received=name, expected=" or ".join(shipped_models()))
-    return entry
-
-
 def shipped_bundles() -> list[str]:
     """Return the names of the bundles that come with medunet without weights."""
     folders = (path for path in resource_dir("bundles").iterdir() if (path / "configs").is_dir())
@@ -52,17 +42,30 @@ def shipped_models() -> list[str]:
     return sorted(model_registry())
 
 
-def model_folder(name: str) -> Path:
-    """Return the folder of a trained model: in the installation, or where `medunet get` stores fetched weights."""
-    shipped = resource_dir("bundles") / name
-    fetched = cache_folder() / "models" / f"{name}-{model_entry(name)['version']}"
-    return shipped if (shipped / WEIGHTS).is_file() else fetched
+def get_model(name: str, output: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of a trained model after comparing its weights with the registry.
+
+    Args:
+        name: a name of `medunet list --models`.
+        output: a new folder that gets a copy of the model.
+
+    Raises:
+        ConfigError: There is no such model.
+        DataError: The weights differ from the registry, or `output` exists.
+    """
+    if (entry := model_registry().get(name)) is None:
+        raise ConfigError("no such model", received=name, expected=" or ".join(shipped_models()))
+    require_new(output)
+    folder = resource_dir("bundles") / name
+    if (digest := sha256_of(folder / WEIGHTS)) != entry["sha256"]:
+        raise DataError("weights differ from the registry", file=name, received=digest, expected=entry["sha256"])
+    return folder if output is None else Path(shutil.copytree(folder, output))
 
 
 def find_run(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the folder of a trained bundle, given its path or the name of a trained model."""
     path = Path(name_or_path)
-    return find_bundle(str(path)) if str(path) in shipped_models() and not path.exists() else path
+    return resource_dir("bundles") / path if str(path) in shipped_models() and not path.exists() else path
 
 
 def find_bundle(name_or_path: str | Path) -> Path:
@@ -74,18 +77,13 @@ def find_bundle(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if (path / "configs").is_dir():
         return path
-    recipes, models = shipped_bundles(), shipped_models()
-    if str(name_or_path) in recipes:
+    names = [*shipped_bundles(), *shipped_models()]
+    if str(name_or_path) in names:
         return resource_dir("bundles") / path
-    if str(name_or_path) in models:
-        folder = model_folder(path.name)
-        if not (folder / WEIGHTS).is_file():
-            raise ConfigError("the weights of this model are missing", file=path, remedy=f"`medunet get {path}`")
-        return folder
     if path.is_file():
         raise ConfigError("a bundle must be a folder", file=path, remedy="unpack it by `medunet bundle unpack`")
     cause = "is not a bundle (no folder configs/ in it)" if path.is_dir() else "no such bundle"
-    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join([*recipes, *models])}")
+    raise ConfigError(cause, file=path, expected=f"a bundle's folder or one of {', '.join(names)}")
 
 
 def preset_names(configs: Iterable[str]) -> list[str]:

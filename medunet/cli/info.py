@@ -13,17 +13,8 @@ from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
 from medunet.cli.registry import examples
 from medunet.config import read_json
-from medunet.files import cache_folder, config_folder, require_new
-from medunet.resources import (
-    WEIGHTS,
-    model_entry,
-    model_folder,
-    model_registry,
-    preset_names,
-    resource_dir,
-    shipped_bundles,
-    shipped_models,
-)
+from medunet.files import cache_folder, config_folder
+from medunet.resources import get_model, model_registry, preset_names, resource_dir, shipped_bundles, shipped_models
 
 NAME_HELP = "A trained model, such as hippocampus; see `medunet list --models`."
 OUTPUT_HELP = "New folder for a copy of the model."
@@ -88,7 +79,7 @@ def list_bundles(
     for name, entry in model_registry().items():
         metadata = read_json(resource_dir("bundles") / name / "configs" / "metadata.json")
         facts = {key: metadata[key] for key in ("description", "data_source", "copyright")}
-        models[name] = {**facts, **entry, "installed": (model_folder(name) / WEIGHTS).is_file()}
+        models[name] = {**facts, **entry}
     print_json(**({} if models_only else {"bundles": rows}), models=models)
     table = Table("bundle", "description", "presets")
     for name, row in rows.items():
@@ -96,8 +87,8 @@ def list_bundles(
     trained = Table("trained model", "task", "figures on held-out cases", "licence", "size", "data")
     for name, row in models.items():
         figures = ", ".join(f"{key} {value:.3f}" for key, value in row["metrics"].items())
-        state = f"{row['size'] / 1e6:.1f} MB" + ("" if row["installed"] else f", `medunet get {name}`")
-        cells = f"{name} {row['version']}", row["task"], figures, row["licence"], state, row["data_source"]
+        size = f"{row['size'] / 1e6:.1f} MB"
+        cells = f"{name} {row['version']}", row["task"], figures, row["licence"], size, row["data_source"]
         trained.add_row(*map(escape, cells))
     opt.wide_console().print(*([] if models_only else [table]), trained)
 
@@ -108,12 +99,8 @@ def get(
     name: Annotated[str, typer.Argument(help=NAME_HELP, autocompletion=shipped_models)],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP)] = None,
 ) -> None:
-    """Verify a trained model, fetch its weights if they are not installed, and print its folder."""
-    entry = model_entry(name)
-    require_new(output)
-    from medunet.bundle.models import get_model
-
-    folder = get_model(name, output)
+    """Verify the weights of a trained model, and print its folder or copy it."""
+    folder, entry = get_model(name, output), model_registry()[name]
     print_json(name=name, folder=str(folder), **entry)
     typer.echo(f"{name} {entry['version']}, {entry['licence']}: {entry['task']}")
     typer.echo(f"model: {folder}")

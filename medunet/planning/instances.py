@@ -11,7 +11,7 @@ from .topology import MAX_COARSENING, Decision
 RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
 REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
 REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
-LARGE_DIAMETER = 60.0  # pixels; the median object of 2D images is not made smaller
+LARGE_DIAMETER = 60.0  # pixels; if the median object of 2D images is larger, the images are made smaller
 
 
 def shrinking(data: Fingerprint) -> tuple[float, str]:
