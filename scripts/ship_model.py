@@ -42,7 +42,8 @@ def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any])
     shutil.copytree(run / "configs", target / "configs")
     for folder in ("docs", "models", "eval"):
         (target / folder).mkdir()
-    shutil.copy(run / "LICENSE", target)
+    note = f"The weights in models/ have the licence {licence}, see docs/README.md. All other files have this one:\n"
+    (target / "LICENSE").write_text(note + (run / "LICENSE").read_text(encoding="utf-8"), encoding="utf-8")
     shutil.copy(run / "docs" / "plan.json", target / "docs")
     shutil.copy(run / "eval" / "trained_on.json", target / "eval")  # so that `evaluate` recognises these images
     dims = read_json(run / "configs" / "train.json")["spatial_dims"]
