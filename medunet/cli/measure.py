@@ -18,7 +18,7 @@ MASKS = typer.Argument(metavar="MASKS", help="A label map, or a folder of label 
 IMAGES_HELP = "The image of all masks, or a folder with an image for each. Default: measure sizes only."
 COMPARE_HELP = "Earlier measurements (measurements.json, or its folder): also print the growth since then."
 LABELS_HELP = "Names of the label values. Default: those of dataset.json beside the masks, or in the files."
-OUTPUT_HELP = "Folder for the tables. Default: MASKS_measurements, but none in a data set."
+OUTPUT_HELP = "Folder for the tables. Default: MASKS_measurements; masks in a data set need it."
 INSTANCES_HELP = "The label maps number objects, so each object is measured."
 URI_HELP = "Also log the mean of each measurement over the cases to this MLflow store. Default: no tracking."
 COLUMNS = ["case", "structure", "object", "volume_mm3", "area_mm2", "area_px", "long_axis_mm", "long_axis_px"]

@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from pydicom.uid import EnhancedSRStorage, ExplicitVRLittleEndian
 
 from medunet.deploy.cluster.ledger import Ledger, Outcome, bundle_digest
+from medunet.deploy.cluster.pool import MAX_ATTEMPTS
 from medunet.deploy.monailabel.server import usable_port
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import claim
@@ -40,7 +41,7 @@ BROKEN, ENDED = "the connection broke off", "the process ended"
 HOLD_SECONDS, SEND_SECONDS = 3600.0, 60.0  # until an incomplete study is given up; between attempts to send results
 MAX_STUDY, RESERVE = 4 << 30, 1 << 30  # bytes of a study, and bytes that stay free on the disk
 LEAST_OBJECT, LARGEST_OBJECT = 1 << 17, 1 << 30  # bytes that an object counts at least, and may have
-MAX_WAITING, CONNECTIONS, ATTEMPTS = 16, 4, 3  # studies that wait; connections; processes that may end over a series
+MAX_WAITING, CONNECTIONS = 16, 4  # studies that wait; connections
 STORED, NO_ROOM, UNREADABLE = (0x0000, 0xB000, 0xB006, 0xB007), 0xA700, 0xC000  # status; stored, also with a warning
 
 
@@ -64,10 +65,11 @@ class Listener:
 
     def __post_init__(self) -> None:
         self.output = output = self.output.resolve()
-        self._incoming, self._working, self._results = (output / name for name in ("incoming", "working", "results"))
+        folders = (output / name for name in ("incoming", "working", "done", "results"))
+        self._incoming, self._working, self._done, self._results = folders
         self._lock, self._sizes, self._send_at = threading.Lock(), Counter[str](), 0.0
-        self._senders: dict[Any, set[str]] = {}  # studies that each connection brings
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._senders: dict[Any, set[str]] = defaultdict(set)  # studies that each connection brings
+        self._seen: set[tuple[Path, int, int]] = set()
         fixed: dict[str, Any] = {"result_format": "dicom-seg", "measure": True, "isolated": True, "overwrite": True}
         with contextlib.ExitStack() as stack:
             stack.enter_context(claim(output))
@@ -81,6 +83,7 @@ class Listener:
                 raise ConfigError("a network for single series must have one channel", file=self.bundle)
             for folder in (self._incoming, self._working):
                 folder.mkdir(exist_ok=True)
+            shutil.rmtree(self._done, ignore_errors=True)  # a study that was being deleted
             if self.address or self.send_to:
                 self._net: Any = import_extra("pynetdicom", extra="listen", purpose="DICOM nodes")
                 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it quotes what it receives
@@ -99,8 +102,8 @@ class Listener:
         return f"{line}, {len(self._unsent)} to be sent" if line and self.send_to and self._unsent else line
 
     def add(self, file: Path, sender: Any = None) -> None:
-        """Move a DICOM file to its study, or link to it if it has no sender; an OSError if a limit is reached."""
-        header, size = read_dataset(file, tags=UIDS, stop_before_pixels=True), file.stat().st_size
+        """Move a DICOM file to its study, or link to it if it has no sender; an OSError if a sender reaches a limit."""
+        header = read_dataset(file, tags=UIDS, stop_before_pixels=True)
         if not all(uids := [text(header, name) for name in UIDS]):
             raise DataError("the header lacks a UID", expected=", ".join(UIDS))
         study, series, image = (hashlib.sha256(uid.encode()).hexdigest()[:32] for uid in uids)
@@ -108,23 +111,28 @@ class Listener:
         with self._lock:
             if self._is_done(f"{study}/{series}"):
                 return
-            if not state.exists() and len(list(self._incoming.iterdir())) >= MAX_WAITING:
-                raise OSError("too many studies wait")
-            self._sizes[study] += max(size, LEAST_OBJECT)
-            before = state.read_text() if study in self._senders.get(sender, ()) and state.exists() else ""
-            reason = "the study is too large" if self._sizes[study] > MAX_STUDY else None
-            if sender is not None:
-                reason = "the disk is full" if shutil.disk_usage(state.parents[1]).free < size + RESERVE else reason
-                self._senders.setdefault(sender, set()).add(study)
+            reason = "" if sender is None else self._admit(state, file.stat().st_size, self._senders[sender])
             target = state.with_name(series) / f"{image}.dcm"
             target.parent.mkdir(parents=True, exist_ok=True)
-            state.write_text(reason or before or ("" if sender is None else BROKEN))
-            if reason is not None:
+            state.write_text(reason)
+            if reason not in ("", BROKEN):
                 raise OSError(reason)
             if sender is not None:
                 file.replace(target)
             elif not target.is_symlink():
                 target.symlink_to(file.resolve())
+
+    def _admit(self, state: Path, size: int, studies: set[str]) -> str:
+        """Return why the study is incomplete until its sender releases; an OSError if another study cannot wait."""
+        if not state.exists() and len(list(self._incoming.iterdir())) >= MAX_WAITING:
+            raise OSError("too many studies wait")
+        study = state.parent.name
+        before = state.read_text() if study in studies and state.exists() else ""
+        studies.add(study)
+        self._sizes[study] += max(size, LEAST_OBJECT)
+        if shutil.disk_usage(self._incoming).free < size + RESERVE:
+            return "the disk is full"
+        return "the study is too large" if self._sizes[study] > MAX_STUDY else before or BROKEN
 
     def _serve(self, address: tuple[str, int]) -> Any:
         def store(event: Any) -> int:
@@ -172,18 +180,21 @@ class Listener:
 
     def _scan(self, store: Path) -> None:
         """Add the files that are new or have changed."""
-        known, self._seen = self._seen, {}
-        for path in sorted(path for path in store.rglob("[!.]*") if path.is_file()):
+        known, self._seen = self._seen, set()
+        for path in store.rglob("[!.]*"):
             with contextlib.suppress(OSError, MedunetError):  # the next scan tries it again
-                state = (path.stat().st_size, path.stat().st_mtime_ns)
-                if known.get(path) != state and looks_like_dicom(path):
+                entry = (path, (status := path.stat()).st_size, status.st_mtime_ns)
+                if entry not in known and looks_like_dicom(path):
                     self.add(path)
-                self._seen[path] = state
+                self._seen.add(entry)
 
     def _complete(self) -> Path | None:
         """Return the folder of a study that is complete, or that stays incomplete."""
+        if (unfinished := next(self._working.iterdir(), None)) is not None:  # of a process that ended
+            return unfinished
         with self._lock:
-            self._senders = {sender: studies for sender, studies in self._senders.items() if sender.is_alive()}
+            for sender in [sender for sender in self._senders if not sender.is_alive()]:
+                del self._senders[sender]
             sending = {study for studies in self._senders.values() for study in studies}
             for state in self._incoming.glob(f"*/{STATE}"):
                 name, age, reason = state.parent.name, time.time() - state.stat().st_mtime, state.read_text()
@@ -191,9 +202,8 @@ class Listener:
                 if age >= (self.settle if is_complete else HOLD_SECONDS):
                     state.write_text("" if is_complete else reason)
                     del self._sizes[name]
-                    state.parent.replace(self._working / name)
-                    break
-            return next(self._working.iterdir(), None)  # perhaps of a process that ended
+                    return state.parent.replace(self._working / name)
+        return None
 
     def _process(self, folder: Path) -> str:
         begun, results, sources = time.perf_counter(), Counter[str](), []
@@ -214,7 +224,7 @@ class Listener:
                 self._unsent[outcome.name] = outcome
             self._ledger.add(outcome)
             results["segmented" if cause is None else f"failed ({cause})"] += 1
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.replace(self._done))  # if the process ends here, no half of the study remains to be used
         listed = ", ".join(f"{count} series {what}" for what, count in results.items())
         return f"study {folder.name[:12]}: {listed or 'empty'}, {time.perf_counter() - begun:.1f} s"
 
@@ -222,8 +232,8 @@ class Listener:
         """Return why a series is not segmented."""
         if self._is_done(name):
             return "skipped (segmented before)"
-        if self._ended[name] >= ATTEMPTS:
-            return f"failed (the process ended {ATTEMPTS} times)"
+        if self._ended[name] >= MAX_ATTEMPTS:
+            return f"failed (the process ended {MAX_ATTEMPTS} times)"
         try:
             images = [frames[0].file for file in sorted(series.iterdir()) if (frames := read_frames(file))]
         except MedunetError as error:
@@ -241,17 +251,18 @@ class Listener:
         ours = self._net.AE(TITLE)
         for kind in (SEG_CLASSES[0], EnhancedSRStorage):
             ours.add_requested_context(kind, ExplicitVRLittleEndian)
-        link = ours.associate(node[1], node[2], ae_title=node[0])
+        link, problem = ours.associate(node[1], node[2], ae_title=node[0]), "it does not store a result"
         try:
             for name in list(self._unsent):
                 seg = self.output / str(self._unsent[name].path)
                 files = [file for file in (seg, seg.with_name(seg.stem + SR_ENDING)) if file.is_file()]
-                if any(link.send_c_store(file).get("Status") not in STORED for file in files):
-                    raise RuntimeError("it does not store a result")
-                self._ledger.add(replace(self._unsent.pop(name), sent=True))
-                for file in files:
-                    file.unlink()
+                if all(link.send_c_store(file).get("Status") in STORED for file in files):
+                    self._ledger.add(replace(self._unsent.pop(name), sent=True))
+                    for file in files:
+                        file.unlink()
         except (ValueError, RuntimeError) as error:  # also without a connection, or if it takes no such objects
-            logger.warning("results are sent to %s again in %.0f s: %s", node[0], SEND_SECONDS, error)
+            problem = str(error)
+        if self._unsent:
+            logger.warning("results are sent to %s again in %.0f s: %s", node[0], SEND_SECONDS, problem)
             self._send_at = time.monotonic() + SEND_SECONDS
         link.release()

@@ -81,13 +81,12 @@ class ReadingProcess:
             link = self._ensure()
             try:
                 if not self._is_ready:
-                    is_in_time = link.poll(START_SECONDS)
-                    with contextlib.suppress(EOFError):
-                        self._is_ready = is_in_time and link.recv() == "ready"
-                    if not is_in_time:
+                    if not link.poll(START_SECONDS):
                         self._stop()
                         limit = f"at most {START_SECONDS:g} s"
                         raise ConfigError("the reading process starts too slowly", expected=limit)
+                    with contextlib.suppress(EOFError):
+                        self._is_ready = link.recv() == "ready"
                     if not self._is_ready:
                         raise ConfigError("the reading process could not be started", received=_exit_text(self._stop()))
                 link.send((read, Path.cwd(), path, args, self.seconds))

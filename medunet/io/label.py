@@ -31,6 +31,7 @@ from .writer import nifti_labels
 logger = logging.getLogger(__name__)
 
 _DAMAGED = "structures are damaged"
+_KINDS = {**dict.fromkeys(SEG_CLASSES, "dicom-seg"), RTSTRUCT_CLASS: "rtstruct"}
 _READERS = {"dicom-seg": read_segments, "rtstruct": read_regions, "seg.nrrd": read_seg_nrrd}
 
 
@@ -160,19 +161,13 @@ def _structure_file(path: Path) -> tuple[Path, str | None]:
     require_reachable(path)
     with system_errors(path):
         if not path.is_dir():
-            return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _dicom_format(path)
-        formats = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _dicom_format(file))}
+            return path, "seg.nrrd" if path.name.lower().endswith(SEG_NRRD_SUFFIX) else _KINDS.get(storage_class(path))
+        files = [file for file in sorted(path.iterdir()) if file.is_file()]
+        formats = {file: kind for file in files if (kind := _KINDS.get(storage_class(file)))}
     if len(formats) > 1:
         received = ", ".join(file.name for file in formats)
         raise DataError("folder contains several segmentations", file=path, received=received)
     return next(iter(formats.items()), (path, None))
-
-
-def _dicom_format(path: Path) -> str | None:
-    sop_class = storage_class(path)
-    if sop_class in SEG_CLASSES:
-        return "dicom-seg"
-    return "rtstruct" if sop_class == RTSTRUCT_CLASS else None
 
 
 def _nifti_labels(path: Path) -> dict[str, int] | None:

@@ -13,11 +13,9 @@ import psutil
 from medunet.errors import DataError, SecurityError
 
 try:
-    import resource as _resource
+    import resource
 except ImportError:  # Windows
-    resource: Any = None
-else:
-    resource = _resource
+    resource: Any = None  # type: ignore[no-redef]
 
 VOXEL_BYTES = 4  # voxels are read into float32
 

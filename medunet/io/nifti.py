@@ -35,6 +35,7 @@ FLOAT32_ROUNDING = 1e-6  # relative difference of numbers that two programs have
 QUATERNION_ROUNDING = 4 * 2.0**-24  # the same for the parts of a quaternion, which are at most 1
 PIXDIM_TOLERANCE = 0.01  # relative difference of pixdim and the sform's spacing that causes a warning
 _SPATIAL_UNITS = 0b111  # the bits of `xyzt_units` that have the unit of length; 0 means unknown
+_SCALED = "voxels scaled by SPM's factor"
 _OTHER_UNITS = {1: "metres", 3: "micrometres"}
 
 _DAMAGED = (nib.spatialimages.HeaderDataError, ValueError, KeyError, OverflowError)
@@ -116,7 +117,7 @@ def _parse(head: bytes, path: Path) -> _Stored:
             place=partial(_place_analyze if is_analyze else _place_nifti, header),
             slope=1.0 if slope is None else float(slope),
             inter=0.0 if inter is None else float(inter),
-            warnings=_analyze_warnings(slope) if is_analyze else _nifti_warnings(header),
+            warnings=_nifti_warnings(header) if not is_analyze else (_SCALED,) if slope not in (None, 1.0) else (),
         )
     except _DAMAGED as error:
         raise DataError(f"damaged {'Analyze' if is_analyze else 'NIfTI'} header: {error}", file=path) from error
@@ -179,10 +180,6 @@ def _channels(stored: tuple[int, ...], path: Path, expected: int | None) -> int:
     if expected != beyond[0]:
         raise DataError("wrong number of channels", file=path, received=beyond[0], expected=expected)
     return beyond[0]
-
-
-def _analyze_warnings(slope: float | None) -> tuple[str, ...]:
-    return () if slope in (None, 1.0) else ("voxels scaled by SPM's factor",)
 
 
 def _nifti_warnings(header: Any) -> tuple[str, ...]:

@@ -145,11 +145,8 @@ def _along_pixels(ring: npt.NDArray[np.float64]) -> Ring:
 def _feature(row: Mapping[str, Any], outlines: Mapping[int, list[list[Ring]]]) -> dict[str, Any]:
     """Return an object as QuPath reads it."""
     parts = [[ring.tolist() for ring in part] for part in outlines[row["id"]]]
-    geometry = (
-        {"type": "MultiPolygon", "coordinates": parts}
-        if len(parts) > 1
-        else {"type": "Polygon", "coordinates": parts[0]}
-    )
+    kind, coordinates = ("MultiPolygon", parts) if len(parts) > 1 else ("Polygon", parts[0])
     measurements = {name: value for name, value in row.items() if name not in ("id", "class")}
     properties = {"objectType": "detection", "name": str(row["id"]), "classification": {"name": row["class"]}}
+    geometry = {"type": kind, "coordinates": coordinates}
     return {"type": "Feature", "geometry": geometry, "properties": {**properties, "measurements": measurements}}

@@ -75,9 +75,9 @@ class MedunetReader(ImageReader):
     choose options. Inside a `Compose`, MONAI wraps an error in a RuntimeError whose `__cause__` is the typed error.
 
     Metadata: `affine`, `original_affine` (4x4, RAS), `spatial_shape`, `original_channel_dim` (0, or NaN for none),
-    `space`, `is_placed` (whether the image has a place in a patient), `filename_or_obj`, `name` of a result,
-    `single_slice` if a volume of one slice was read as a 2D image, `dicom_frames` (files and frames of a DICOM series,
-    by slice) and `reader_warnings` (a line per warning). Nothing identifies a patient.
+    `space`, `is_placed` (whether the image has a place in a patient), `modality` of DICOM, `filename_or_obj`, `name` of
+    a result, `single_slice` if a volume of one slice was read as a 2D image, `dicom_frames` (files and frames of a
+    DICOM series, by slice) and `reader_warnings` (a line per warning). Nothing identifies a patient.
 
     The arguments are the fields of :class:`medunet.io.ReadOptions`, and `isolated` of `read_volume`.
     """

@@ -30,7 +30,7 @@ from .names import output_name
 from .object_table import OBJECT_FILES, check_object_format, object_file, object_table
 from .reader import PathLike
 from .record import SourceFrame
-from .segments import Segment, as_segments, object_segments
+from .segments import BACKGROUND, Segment, as_segments, object_segments
 from .writer import label_dtype, result_suffix, write_volume
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,6 @@ RESULT_FORMATS: tuple[ResultFormat, ...] = get_args(ResultFormat)
 
 _DICOM_FORMATS = {"dicom-seg": make_dicom_seg, "rtstruct": make_rtstruct}
 
-BACKGROUND = "background"  # name of the label that is not an object
 MAX_SEGMENTS = 255  # objects that DICOM results list as segments, of which each is a row in a viewer
 _ALGORITHM = {"name": "medunet", "version": __version__}
 
@@ -133,14 +132,14 @@ class SavePredictiond(MapTransform):
             stem = self._stem(item, meta, key)
             path = self._new_file(stem + _ending(choice[0], source, labels.ndim - 1))
             if self.instances:
-                path, choice = self._fit_objects(labels[0], path, choice)
+                path, choice = self._fit_objects(labels[0], stem, path, choice)
             self._write_objects(labels[0], item, stem, place)  # first: a case with a label map is done
             if self.structures is not None:
                 item["measurements"] = self._measure(labels[0], item, stem, place)
             self._write(labels[0], path, choice, place, item.get("measurements", ()))
             item[f"{key}_path"] = str(path)
             logger.debug("written: %s", path)
-            if not np.any(labels != (0 if self.instances else (self.labels or {}).get("background", 0))):
+            if not np.any(labels != (0 if self.instances else (self.labels or {}).get(BACKGROUND, 0))):
                 what = "object" if self.instances else "class"
                 logger.warning("%s: no %s was found, the label map is all background", stem, what)
             if self.prob_key is not None and self.prob_key in item:
@@ -179,12 +178,11 @@ class SavePredictiond(MapTransform):
         if not self.objects:
             return
         affine, meta = place
-        given = {key: None if key not in item else np.asarray(item[key]) for key in ("source", "foreground")}
         grid = Geometry(affine.numpy(), labels.shape)
         table = object_table(
             labels,
-            image=given["source"],
-            foreground=None if given["foreground"] is None else given["foreground"][0],
+            image=item.get("source"),
+            foreground=item["foreground"][0] if "foreground" in item else None,
             spacing_mm=grid.spacing_mm if meta.get("is_placed", True) else None,
             classes=self._classes(item),
         )
@@ -248,15 +246,14 @@ class SavePredictiond(MapTransform):
             return as_segments(self.labels, values=values, colors=self.label_colors, codes=self.label_codes)
         return object_segments(values, self.labels, codes=self.label_codes)
 
-    def _fit_objects(self, numbers: np.ndarray[Any, Any], path: Path, choice: _Choice) -> tuple[Path, _Choice]:
+    def _fit_objects(
+        self, numbers: np.ndarray[Any, Any], stem: str, path: Path, choice: _Choice
+    ) -> tuple[Path, _Choice]:
         """Return another file and format if there are more objects than the chosen format can have."""
-        stem = path.relative_to(self.output_dir).with_suffix("")
         if choice[0] in _DICOM_FORMATS and (count := np.unique(numbers[numbers > 0]).size) > MAX_SEGMENTS:
             if self.format != "auto":
-                cause = f"too many objects for the segments of a {choice[0]} result"
-                raise DataError(
-                    cause, file=path, received=count, expected=f"at most {MAX_SEGMENTS}", remedy="write .nii.gz"
-                )
+                cause, remedy = f"too many objects for the segments of a {choice[0]} result", "write .nii.gz"
+                raise DataError(cause, file=path, received=count, expected=f"at most {MAX_SEGMENTS}", remedy=remedy)
             path, choice = self._new_file(f"{stem}.nii.gz"), ("nii.gz", ())
             logger.warning("%s: written as .nii.gz, because %d objects are too many for a DICOM SEG", path.name, count)
         elif path.suffix == ".png" and numbers.max(initial=0) > np.iinfo(np.uint16).max:

@@ -37,19 +37,12 @@ class Structure:
     paint: Callable[[Geometry], Painting]  # raises GeometryError if the structure does not lie on the grid
 
 
-class LabelMap(NamedTuple):
-    """Voxels on a grid, the value of each name, and warnings."""
-
-    voxels: npt.NDArray[np.float32]
-    labels: dict[str, int]
-    warnings: tuple[str, ...]
-
-
 def paint_structures(
     structures: Sequence[Structure], reference: Geometry, *, labels: Mapping[str, int] | None, file: Path
-) -> LabelMap:
-    """Paint structures into one label map; if two overlap, the later one wins, and a warning counts these voxels.
+) -> tuple[npt.NDArray[np.float32], dict[str, int], tuple[str, ...]]:
+    """Return the voxels of structures on a grid, the value of each name, and warnings.
 
+    If two overlap, the later one wins, and a warning counts these voxels.
     `labels` (value by name) chooses structures and their order; names are compared without case and surrounding spaces.
     None uses all, numbered and ordered as in the file.
     """
@@ -78,7 +71,7 @@ def paint_structures(
         if shared := int(np.count_nonzero(voxels[mask])):
             warnings.append(f"{name}: {shared} voxels belong to another structure too; the later one is kept")
         voxels[mask] = value
-    return LabelMap(voxels, {BACKGROUND: 0, **{name: value for _, name, value in chosen}}, tuple(warnings))
+    return voxels, {BACKGROUND: 0, **{name: value for _, name, value in chosen}}, tuple(warnings)
 
 
 def paint_voxels(

@@ -22,7 +22,7 @@ from medunet.errors import ConfigError, DataError, MedunetError, find_cause, fir
 from medunet.files import require_path
 from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
-from medunet.io.save import BACKGROUND
+from medunet.io.segments import BACKGROUND
 from medunet.resources import find_run
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
 from medunet.runtime.cuda import is_broken

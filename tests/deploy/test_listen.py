@@ -228,17 +228,16 @@ def test_studies_objects_connections_and_the_disk_have_limits(start, make_study,
 def test_results_are_sent_until_the_node_has_stored_them(start, make_study, monkeypatch, tmp_path, caplog):
     port, back = usable_port(), usable_port()
     monkeypatch.setattr(listen, "SEND_SECONDS", 0.1)
-    stored: list[str] = []
-    answers = iter([0x0000, 0xA700, 0x0000, 0x0000])
+    stored: list[tuple[str, str]] = []
+    answers = iter([0x0000, 0xA700, *[0x0000] * 4])  # the first report is rejected once
 
     def store(event: Any) -> int:
-        stored.append(event.request.AffectedSOPClassUID.name)
+        stored.append((event.request.AffectedSOPClassUID.name, event.request.AffectedSOPInstanceUID))
         return next(answers)
 
     listener = start(address=("127.0.0.1", port), send_to=("PACS", "127.0.0.1", back))
-    send(port, make_study("a"))
-    (line,) = lines_of(listener)
-    assert line.endswith(", 1 to be sent")
+    send(port, [*make_study("a"), *make_study("b")])
+    assert [line.rpartition(", ")[2] for line in lines_of(listener, 2)] == ["1 to be sent", "2 to be sent"]
     assert "results are sent to PACS again" in caplog.text
     node = net.AE("PACS")
     node.supported_contexts = net.StoragePresentationContexts
@@ -251,7 +250,9 @@ def test_results_are_sent_until_the_node_has_stored_them(start, make_study, monk
             assert time.monotonic() < end
     finally:
         server.shutdown()
-    assert stored == ["Segmentation Storage", "Enhanced SR Storage"] * 2
+    assert [kind for kind, _ in stored] == ["Segmentation Storage", "Enhanced SR Storage"] * 3
+    assert stored[:2] == stored[4:]  # the other study did not wait for the one that was rejected
+    assert len(set(stored)) == 4
     entries = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
     assert entries[-1]["sent"]
     assert "it does not store a result" in caplog.text
@@ -282,20 +283,39 @@ def test_a_folder_is_watched_and_not_changed(start, make_study, tmp_path, caplog
     assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 16
 
 
+def kill(_: object) -> None:
+    raise SystemExit
+
+
 def test_a_series_that_ends_the_process_is_tried_three_times(start, make_study, monkeypatch, tmp_path):
     store = tmp_path / "a"
     make_study("a")
-    listener = start(store=store)
+    listener = start(store=store, settle=0.0)  # after a restart, the same study is also complete in the folder
 
-    def kill(_: object) -> None:
-        raise SystemExit
-
-    for _ in range(listen.ATTEMPTS):
+    for _ in range(listen.MAX_ATTEMPTS):
         monkeypatch.setattr(listener._predictor, "predict", kill)
         with pytest.raises(SystemExit):
             lines_of(listener)
-        listener = start(store=store)
+        listener = start(store=store, settle=0.0)
     assert "1 series failed (the process ended 3 times)" in lines_of(listener)[0]
+
+
+def test_a_study_that_was_being_deleted_is_not_used_again(start, make_study, monkeypatch, tmp_path):
+    listener = start()
+    listener.add(make_study("a", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])[0])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(shutil, "rmtree", kill)
+        lines_of(listener)
+    assert is_idle(start())
+    assert not (tmp_path / "out" / "done").exists()
+
+
+def test_limits_are_those_of_senders_not_of_a_folder(start, make_study, monkeypatch, tmp_path):
+    monkeypatch.setattr(listen, "MAX_WAITING", 0)
+    monkeypatch.setattr(listen, "MAX_STUDY", 0)
+    listener = start(store=tmp_path / "a")
+    make_study("a", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert "1 series skipped (no image)" in lines_of(listener)[0]
 
 
 def test_a_listener_needs_its_folder_its_bundle_and_one_channel(start, bundle, make_study, tmp_path):

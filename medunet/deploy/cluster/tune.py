@@ -6,7 +6,6 @@ import math
 import platform
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ RESULTS_NAME = "tune.json"
 ASKED_NAME = "search.json"  # the arguments, so that no other search continues this one
 STATE = "ray"  # folder of Ray Tune's own state
 MAX_FAILURES = 2  # lost processes per trial; it continues from its last checkpoint
+TUNE_VARIABLES = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
+TUNE_VARIABLES["TUNE_GLOBAL_CHECKPOINT_S"] = "1"  # else a killed search cannot resume
 REDUCTION = 3  # 1 of 3 trials continues at each rung of ASHA (Li et al. 2020, arXiv 1810.05934, has 4): few trials
 
 
@@ -61,8 +62,7 @@ class Range:
         return (tune.loguniform if self.is_log else tune.uniform)(self.low, self.high)
 
 
-def parse_range(text: str) -> Range:
-    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`."""
+def _parse_range(text: str) -> Range:
     key, equals, value = text.partition("=")
     if key and equals and "|" in value:
         return Range(key, choices=tuple(parse_yaml(word) for word in value.split("|")))
@@ -80,12 +80,12 @@ def parse_range(text: str) -> Range:
 
 
 def parse_ranges(texts: Iterable[str]) -> list[Range]:
-    """Parse the ranges of a search, such as ``learning_rate=1e-4:1e-2:log``, ``batch_size=2:8:int`` or ``KEY=A|B``.
+    """Parse `KEY=LOW:HIGH`, with `:log` for orders of magnitude and `:int` for whole numbers, or `KEY=A|B|C`.
 
     Raises:
         ConfigError: no range, another form, or an empty range.
     """
-    ranges = [parse_range(text) for text in texts]
+    ranges = [_parse_range(text) for text in texts]
     if not ranges:
         raise ConfigError("a search needs --set-range", expected="such as learning_rate=1e-4:1e-2:log")
     return ranges
@@ -163,7 +163,7 @@ def tune_bundle(
     tune = import_extra("ray.tune", extra="ray", purpose="medunet tune")
     optuna = import_extra("ray.tune.search.optuna", extra="ray", purpose="medunet tune")
     import_extra("optuna", extra="ray", purpose="medunet tune")
-    with claim(output), _quiet():
+    with claim(output), default_variables(TUNE_VARIABLES):
         check_target(output)
         write_atomically(output / ASKED_NAME, json.dumps({"key": key, "asked": job | budget}, indent=1))
         share = share_of_fold(ray, trials)
@@ -251,12 +251,6 @@ def _trial(output: Path, result: Any) -> Trial:
         record_weights(run, exclude=(LAST_NAME, PREVIOUS_NAME), to_text=to_json)
     error = None if result.error is None else " ".join(str(result.error).split())[-300:]
     return Trial(run, dict(result.config), kept_entry(entries).get("val_metrics", {}).get(METRIC), len(entries), error)
-
-
-def _quiet() -> AbstractContextManager[None]:
-    """Disable Tune's own log files and banners, and store its state every second, so a killed search can resume."""
-    values = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
-    return default_variables({**values, "TUNE_GLOBAL_CHECKPOINT_S": "1"})
 
 
 def track_search(trials: Sequence[Trial], server: Server, *, name: str, key: str) -> None:

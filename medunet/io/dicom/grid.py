@@ -68,11 +68,6 @@ class Grid(NamedTuple):
     places: Vector | None = None  # of the planes, counted in slices, if slices at uneven distances are resampled
     corners: Vector | None = None  # pixel (column, row) of each slice that is the first of its plane, if shifted back
 
-    @property
-    def is_resampled(self) -> bool:
-        """Whether the volume's planes differ from the series'."""
-        return self.places is not None or self.corners is not None
-
 
 def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, planar: bool) -> Grid:
     """Sort the frames of one series, choose a phase, drop duplicates, and check that the rest is a volume.
@@ -101,7 +96,7 @@ def build_grid(frames: Sequence[Frame], folder: Path, options: ReadOptions, *, p
         _require_straight(ordered, positions - origin - np.outer(offsets, along))
         planes = np.linspace(0, offsets[-1], len(offsets))
         if not _is_even(offsets):
-            planes = _even_planes(offsets, _thicknesses(ordered), folder, options.uneven, warnings)
+            planes = _even_planes(offsets, ordered, folder, options.uneven, warnings)
             places = np.interp(planes, offsets, np.arange(len(offsets)))
         gap = float(planes[-1] / (len(planes) - 1))
         step = normal * gap
@@ -224,12 +219,9 @@ def _require_straight(frames: Sequence[Frame], strays: Vector) -> None:
     """Reject slices that are off the line from the first to the last; `strays` are the offsets in mm."""
     stray = np.linalg.norm(strays, axis=1)
     if stray.max() > TILT_TOLERANCE_MM:
-        raise GeometryError(
-            "slices must be on a straight line",
-            file=frames[int(stray.argmax())].file.path,
-            received=f"{stray.max():.3g} mm off it",
-            expected=f"at most {TILT_TOLERANCE_MM} mm",
-        )
+        file, received = frames[int(stray.argmax())].file.path, f"{stray.max():.3g} mm off it"
+        expected = f"at most {TILT_TOLERANCE_MM} mm"
+        raise GeometryError("slices must be on a straight line", file=file, received=received, expected=expected)
 
 
 def _is_even(offsets: Vector) -> bool:
@@ -242,13 +234,7 @@ def _is_even(offsets: Vector) -> bool:
     )
 
 
-def _thicknesses(frames: Sequence[Frame]) -> Vector:
-    """Return SliceThickness of frames in mm; the same for all if it is not known for all."""
-    values = np.array([frame.thickness or 0.0 for frame in frames], dtype=np.float64)
-    return values if np.isfinite(values).all() and values.min() > 0 else np.ones(len(frames))
-
-
-def _even_planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Uneven, warnings: list[str]) -> Vector:
+def _even_planes(offsets: Vector, frames: Sequence[Frame], folder: Path, uneven: Uneven, warnings: list[str]) -> Vector:
     """Return planes spread evenly between the first and the last of uneven slices.
 
     A gap of several usual distances means that slices are missing, unless a slice beside it is thicker than usual by
@@ -258,6 +244,9 @@ def _even_planes(offsets: Vector, thicknesses: Vector, folder: Path, uneven: Une
     mean, usual = float(gaps.mean()), float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower of two medians
     steps = gaps / usual
     missing = (np.rint(steps) >= 2) & (np.abs(steps - np.rint(steps)) <= MISSING_TOLERANCE_PART)
+    thicknesses = np.array([frame.thickness or 0.0 for frame in frames])
+    if not np.isfinite(thicknesses).all() or thicknesses.min() <= 0:  # SliceThickness is not known for all
+        thicknesses = np.ones(len(frames))
     thicker = np.maximum(thicknesses[:-1], thicknesses[1:])
     thicker /= np.median(thicker[np.rint(steps) <= 1])
     missing &= thicker < steps * (1 - MISSING_TOLERANCE_PART)

@@ -93,7 +93,10 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
         grid = build_picture(frames, path, options.phase)
     else:
         grid = build_grid(frames, path, options, planar=planar)
+    is_resampled = grid.places is not None or grid.corners is not None
     first = grid.frames[0].file
+    # the index of a mosaic's frame counts tiles
+    frames_read = [SourceFrame(one.file.path, 0 if one.file.is_mosaic else one.index) for one in grid.frames]
     integer = f"{'int' if first.is_signed else 'uint'}{first.bits_allocated}"
     record = ReadRecord(
         path=path,
@@ -105,13 +108,9 @@ def _verified(path: Path, options: ReadOptions) -> tuple[Grid, ReadRecord]:
         files=len({frame.file.path for frame in grid.frames}),
         modality=first.modality,
         series=hashlib.sha256(first.series_uid.encode()).hexdigest()[:_HASH_DIGITS],
-        frames=() if grid.is_resampled else tuple(map(_source_frame, grid.frames)),
+        frames=() if is_resampled else tuple(frames_read),
     )
     return grid, record
-
-
-def _source_frame(frame: Frame) -> SourceFrame:
-    return SourceFrame(frame.file.path, 0 if frame.file.is_mosaic else frame.index)  # a mosaic's index counts tiles
 
 
 def _find_series(path: Path, options: ReadOptions) -> tuple[list[Frame], list[str]]:

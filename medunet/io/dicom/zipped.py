@@ -30,7 +30,9 @@ def unpacked(path: Path) -> Iterator[Path]:
         free = shutil.disk_usage(root).free
         tree = unpack(path, root / "tree", max_bytes=min(MAX_BYTES, free), max_files=MAX_FILES)
         folder.mkdir()
-        files = [file for file in sorted(tree.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(tree))]
+        files = [file for file in sorted(tree.rglob("*")) if file.is_file()]
+        own = (".", "__MACOSX")  # files that macOS or another system adds for its own use
+        files = [file for file in files if not any(part.startswith(own) for part in file.relative_to(tree).parts)]
         for number, file in enumerate(files):
             file.rename(folder / f"{number:05d}_{file.name}"[:_LONGEST_NAME])
         try:
@@ -43,8 +45,3 @@ def image_in(folder: Path) -> Path:
     """Return the folder of a series, or its only file: a single slice is a 2D image."""
     files = list(folder.iterdir())
     return files[0] if len(files) == 1 else folder
-
-
-def _is_hidden(path: Path) -> bool:
-    """Return whether macOS or another system added a file to an archive for its own use."""
-    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
