@@ -136,10 +136,8 @@ class TrackingHandler:
         is_new = self._open(server)
         write_atomically(Path(self.folder) / CASES_NAME, json.dumps(self._codes, indent=1, ensure_ascii=False))
         self._describe(engine, is_new=is_new)
-        self._server, self._deliveries = (
-            server,
-            tuple(Delivery(server, f) for f in (self._record_file, self._parent_file)),
-        )
+        self._server = server
+        self._deliveries = tuple(Delivery(server, file) for file in (self._record_file, self._parent_file))
         self._is_silent, self._silent_until = False, 0.0
         self._deliver()  # now, so that MONAI's handler (`--tracking mlflow`) finds the run
         self._worker, self._ended = ThreadPoolExecutor(1, "medunet-tracking"), threading.Event()

@@ -4,6 +4,7 @@ import csv
 import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from medunet.training import OBJECT_METRICS
 from .anonymous import CaseCodes
 
 
+@dataclass(eq=False)
 class ValidationCases:
     """The compressed predictions of the newest validation; selects cases to look at.
 
@@ -26,24 +28,18 @@ class ValidationCases:
     table.
     """
 
-    def __init__(
-        self,
-        validator: Any,
-        *,
-        class_names: Sequence[str],
-        codes: CaseCodes,
-        regions: Sequence[Sequence[int]],
-        pictures: bool,
-    ) -> None:
-        self.validator = validator
-        self.class_names = class_names
-        self.codes = codes
-        self.regions = regions
-        self.pictures = pictures
+    validator: Any
+    _: KW_ONLY
+    class_names: Sequence[str]
+    codes: CaseCodes
+    regions: Sequence[Sequence[int]]
+    pictures: bool
+
+    def __post_init__(self) -> None:
         self._cases: list[tuple[str, tuple[int, ...], bytes]] = []  # name, shape, prediction
         self._objects = False
-        validator.add_event_handler(Events.STARTED, self._cases.clear)
-        validator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        self.validator.add_event_handler(Events.STARTED, self._cases.clear)
+        self.validator.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
 
     def iteration_completed(self, engine: Any) -> None:
         """Keep the label maps of a batch, which MONAI's evaluator has split into cases."""

@@ -7,6 +7,8 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,7 @@ from .processes import from_first
 logger = logging.getLogger(__name__)
 
 BEST_NAME = "model.pt"  # the selected weights, `{"model": state_dict}`; MONAI's tools look for this name
-LAST_NAME = "last.pt"  # the state to resume from, written after every epoch
+LAST_NAME = "last.pt"  # the state to resume from, written after every epoch, or on a GPU when it is time
 PREVIOUS_NAME = "previous.pt"  # the file before the last one, used if the last one is damaged
 
 FIXED = ("initial_lr", "max_lr", "weight_decay")  # values of optimizers and schedules that stay the same during a run
@@ -90,6 +92,7 @@ def weights_of(source: str | os.PathLike[str]) -> Path:
     return safe if safe.is_file() and not best.is_file() else best
 
 
+@dataclass(eq=False)
 class CheckpointHandler:
     """Write the selected weights and the state to resume from.
 
@@ -117,30 +120,22 @@ class CheckpointHandler:
         ConfigError: `keep` is neither 'best' nor 'last'.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        network: torch.nn.Module,
-        *,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: Any = None,
-        average: WeightAverage | None = None,
-        validator: Any = None,
-        resume: bool = False,
-        is_writer: bool = True,
-        keep: Literal["best", "last"] = "best",
-    ) -> None:
-        if keep not in ("best", "last"):
-            raise ConfigError("keep_epoch must be best or last", received=keep)
-        self.keep = keep
-        self.folder = Path(folder)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.average = average if average is not None and average.decay else None
-        self.validator = validator
-        self.resume = resume
-        self.is_writer = is_writer
+    folder: str
+    network: torch.nn.Module
+    _: KW_ONLY
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any = None
+    average: WeightAverage | None = None
+    validator: Any = None
+    resume: bool = False
+    is_writer: bool = True
+    keep: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("best", "last"):
+            raise ConfigError("keep_epoch must be best or last", received=self.keep)
+        self.path = Path(self.folder)
+        self.average = self.average if self.average is not None and self.average.decay else None
         self.best_metric: float | None = None
         self.best_epoch = 0
         self.kept_epoch = 0
@@ -169,9 +164,9 @@ class CheckpointHandler:
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
         if self.is_writer:
-            remove_remains(self.folder)
+            remove_remains(self.path)
             self._check_room()
-            forget_weights(self.folder.parent)
+            forget_weights(self.path.parent)
         state = from_first(self._load) if self.resume else None
         if state is not None:
             self._restore(engine, state)
@@ -227,7 +222,7 @@ class CheckpointHandler:
                 received, expected = (", ".join(f"{name} {of[name]:g}" for name in changed) for of in (here, before))
                 raise ConfigError(
                     "a resumed run must have the epochs, steps_per_epoch and learning_rate that it started with",
-                    file=self.folder / LAST_NAME,
+                    file=self.path / LAST_NAME,
                     received=received,
                     expected=expected,
                     remedy="restore them, or train into another --output with --init-from this run",
@@ -235,7 +230,7 @@ class CheckpointHandler:
 
     def _load(self) -> dict[str, Any] | None:
         """Return the newest intact state; None if there is none."""
-        paths = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.folder / name).is_file()]
+        paths = [path for name in (LAST_NAME, PREVIOUS_NAME) if (path := self.path / name).is_file()]
         for path in paths:
             if is_whole_zip(path):
                 return load_checkpoint(path)
@@ -248,7 +243,7 @@ class CheckpointHandler:
     def _check_room(self) -> None:
         size = sum(tensor.nbytes for tensor in self.network.state_dict().values() if isinstance(tensor, torch.Tensor))
         states = 3 + (self.average is not None)  # weights and, at most, two moments of the optimizer
-        check_target(self.folder, needed=SPARE_COPIES * states * size)
+        check_target(self.path, needed=SPARE_COPIES * states * size)
 
     def choose(self, engine: Any) -> None:
         """Decide whether to keep the weights of this epoch; called before and after its validation."""
@@ -293,7 +288,8 @@ class CheckpointHandler:
         if self._writing is not None:
             self._writing.result()
         # the copies are in pinned memory; the next step changes the originals
-        best, state = tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", non_blocking=True), (best, state))
+        copy = partial(torch.Tensor.to, device="cpu", non_blocking=True, copy=True)
+        best, state = tree_map_only(torch.Tensor, copy, (best, state))
         torch.cuda.synchronize(device)
         self._writing, self._saved = self._thread.submit(self._write, best, state), time.monotonic()
         if is_finished:
@@ -301,9 +297,9 @@ class CheckpointHandler:
 
     def _write(self, best: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         if best:
-            save_weights(best, self.folder / BEST_NAME)
-        keep_as(self.folder / LAST_NAME, self.folder / PREVIOUS_NAME)
-        save_checkpoint(state, self.folder / LAST_NAME)
+            save_weights(best, self.path / BEST_NAME)
+        keep_as(self.path / LAST_NAME, self.path / PREVIOUS_NAME)
+        save_checkpoint(state, self.path / LAST_NAME)
 
     def _new_metric(self, epoch: int) -> float | None:
         """Return the validator's key metric if it was computed in this epoch and is not NaN, else None."""

@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class EpochSeeder:
             self.sampler.set_epoch(epoch)
 
 
+@dataclass(eq=False)
 class HistoryHandler:
     """Write loss, learning rate, seconds and validation metrics of every epoch to ``history.json``.
 
@@ -76,22 +78,16 @@ class HistoryHandler:
         is_writer: False on all but the first process.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        *,
-        optimizer: torch.optim.Optimizer,
-        validator: Any = None,
-        class_names: Sequence[str] = (),
-        resume: bool = False,
-        is_writer: bool = True,
-    ) -> None:
-        self.path = Path(folder) / HISTORY_NAME
-        self.optimizer = optimizer
-        self.validator = validator
-        self.class_names = tuple(class_names)
-        self.resume = resume
-        self.is_writer = is_writer
+    folder: str
+    _: KW_ONLY
+    optimizer: torch.optim.Optimizer
+    validator: Any = None
+    class_names: Sequence[str] = ()
+    resume: bool = False
+    is_writer: bool = True
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.folder) / HISTORY_NAME
         self.epochs: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []  # on their device until the epoch ends: no step waits for them
         self._started = self._last_step = 0.0
@@ -122,8 +118,7 @@ class HistoryHandler:
         """Add the epoch and write the file."""
         state = engine.state
         terms = getattr(state, "loss_terms", {})
-        losses = finite_values(self._losses)
-        means = mean_of_processes({"": math.fsum(losses) / max(len(losses), 1), **terms})
+        means = mean_of_processes({"": finite_mean(self._losses), **terms})
         entry: dict[str, Any] = {
             "epoch": state.epoch,
             "iteration": state.iteration,
@@ -175,9 +170,10 @@ def loss_of(engine: Any) -> torch.Tensor:
     return torch.as_tensor(loss).detach()
 
 
-def finite_values(values: Sequence[torch.Tensor]) -> list[float]:
-    """Return the finite ones of single numbers, fetched by one copy; losses that overflowed in float16 do not count."""
-    return [value for value in torch.stack(list(values)).tolist() if math.isfinite(value)] if values else []
+def finite_mean(values: Collection[torch.Tensor]) -> float:
+    """Return the mean of losses, fetched by one copy, without those that overflowed in float16; NaN if none is left."""
+    finite = [value for value in torch.stack(tuple(values)).tolist() if math.isfinite(value)] if values else []
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def validation_metrics(validator: Any, epoch: int) -> dict[str, float]:
@@ -256,8 +252,7 @@ class LossTerms:
         self._hooks = [part.register_forward_hook(partial(self._record, name)) for name, part in terms.items()]
 
     def _epoch_completed(self, engine: Any) -> None:
-        fetched = {name: finite_values(values) for name, values in self._values.items()}
-        engine.state.loss_terms = {n: float(torch.tensor(v).double().mean()) for n, v in fetched.items() if v}
+        engine.state.loss_terms = {name: finite_mean(values) for name, values in self._values.items()}
 
     def _record(self, name: str, module: torch.nn.Module, args: Any, output: Any) -> None:
         if name not in self._seen and isinstance(output, torch.Tensor) and output.numel() == 1:

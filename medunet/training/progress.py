@@ -3,7 +3,9 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .handlers import finite_values, loss_of
+from .handlers import finite_mean, loss_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "_.-=+*#"  # for terminals without Unicode
 SPARK_WIDTH = 40  # characters of a sparkline
 REFRESH = 4.0  # redraws of the view per second
+SHOWN_LOSSES = 20  # newest steps whose mean loss is shown, which is steady enough to read
 LOG_SECONDS = 30.0  # between two log lines within an epoch, so that a slow run differs from a dead one
 
 
@@ -45,6 +48,7 @@ def sparkline(values: Sequence[float], *, width: int = SPARK_WIDTH, bars: str = 
     return "".join(bars[math.floor((value - low) * scale + 0.5)] if math.isfinite(value) else " " for value in values)
 
 
+@dataclass(eq=False, kw_only=True)
 class ProgressHandler:
     """Show progress, loss, Dice by class and the remaining time: live in a terminal, else a log line per epoch.
 
@@ -57,19 +61,11 @@ class ProgressHandler:
         is_writer: False on all but the first process.
     """
 
-    def __init__(
-        self,
-        *,
-        class_names: Sequence[str] = (),
-        validator: Any = None,
-        console: Console | None = None,
-        is_writer: bool = True,
-    ) -> None:
-        self.class_names = tuple(class_names)
-        self.validator = validator
-        self.console = Console(stderr=True) if console is None else console
-        self.is_writer = is_writer
-        self._live: Live | None = None
+    class_names: Sequence[str] = ()
+    validator: Any = None
+    console: Console = field(default_factory=partial(Console, stderr=True))
+    is_writer: bool = True
+    _live: Live | None = field(default=None, init=False)
 
     def attach(self, engine: Engine) -> None:
         """Register with the trainer, after its history and validation handlers."""
@@ -89,8 +85,7 @@ class ProgressHandler:
         self._started = self._last_line = time.perf_counter()
         state = engine.state
         self._first_iteration = state.iteration
-        self._loss = math.nan
-        self._newest: list[torch.Tensor] = []  # losses since the last line, which are fetched when they are shown
+        self._losses: deque[torch.Tensor] = deque(maxlen=SHOWN_LOSSES)  # on their device until they are shown
         if not self.console.is_terminal:
             logger.info("training: %d epochs of %d steps", state.max_epochs, state.epoch_length)
             return
@@ -105,7 +100,7 @@ class ProgressHandler:
         self._live.start()
 
     def _iteration_completed(self, engine: Any) -> None:
-        self._newest.append(loss_of(engine))
+        self._losses.append(loss_of(engine))
         state, left = engine.state, self._time_left(engine)
         epoch = f"epoch {state.epoch}/{state.max_epochs}"
         if self._live is not None:
@@ -115,18 +110,11 @@ class ProgressHandler:
         step = (state.iteration - 1) % state.epoch_length + 1
         if step < state.epoch_length:
             place = f"{epoch}  step {step}/{state.epoch_length}"
-            self._log(lambda: f"{place}  loss {self._average_loss():.3f}  left {left}")
+            self._log(lambda: f"{place}  loss {finite_mean(self._losses):.3f}  left {left}")
 
     def _case_validated(self, engine: Any) -> None:
         if self._live is None:
             self._log(lambda: f"validated {engine.state.iteration}/{engine.state.epoch_length} cases")
-
-    def _average_loss(self) -> float:
-        newest, self._newest = self._newest, []
-        for loss in finite_values(newest):
-            # an average over about twenty steps, which is steady enough to read
-            self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
-        return self._loss
 
     def _log(self, line: Callable[[], str]) -> None:
         now = time.perf_counter()
@@ -137,7 +125,6 @@ class ProgressHandler:
     def _epoch_completed(self, engine: Any) -> None:
         if self._live is None:
             self._last_line = time.perf_counter()
-            self._average_loss()
             state = engine.state
             entry = state.history[-1]
             scores = " ".join(f"{name} {value:.3f}" for name, value in entry.get("val_dice", {}).items())
@@ -163,7 +150,7 @@ class ProgressHandler:
         bars = BARS if self.console.encoding.lower().startswith("utf") else PLAIN_BARS
         table = Table.grid(padding=(0, 2))
         losses = [entry["loss"] for entry in state.history]
-        newest = self._average_loss()
+        newest = finite_mean(self._losses)
         newest = losses[-1] if math.isnan(newest) and losses else newest
         table.add_row("loss", f"{newest:.3f}", Text(sparkline(losses, bars=bars)), "")
         for name in self.class_names:

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import shutil
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from monai.utils import CommonKeys as Keys
 
 from medunet.errors import ConfigError, DataError, first_lines
 from medunet.runtime import autocast, keep_freed_memory, resolve_dtype
+from medunet.runtime.cuda import timed_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -73,22 +73,21 @@ class Trainer(SupervisedTrainer):
         self.loss_keys = tuple(loss_keys)
         uses_float16 = resolve_dtype(self.state.device, autocast_dtype) is torch.float16
         self.grad_scaler = torch.amp.GradScaler(self.state.device.type, enabled=uses_float16)
-        self._unchecked: deque[tuple[torch.Tensor, Any, int, dict[str, Any]]] = deque()
+        self._unchecked: list[tuple[torch.Tensor, Any, int, dict[str, Any]]] = []
         self._overflows = 0
         if not self._on_gpu:
             keep_freed_memory()
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
-        if self._on_gpu:
-            torch.backends.cudnn.benchmark = True  # patches have one size
-        try:
-            return self._step(engine, batchdata)
-        except RuntimeError as error:
-            if self._forward is self.network or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                raise
-            logger.warning("torch.compile failed; the network runs without it: %s", first_lines(error, 2))
-            self._forward = self.network
-            return self._step(engine, batchdata)
+        with timed_kernels(self._on_gpu):  # patches have one size
+            try:
+                return self._step(engine, batchdata)
+            except RuntimeError as error:
+                if self._forward is self.network or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                    raise
+                logger.warning("torch.compile failed; the network runs without it: %s", first_lines(error, 2))
+                self._forward = self.network
+                return self._step(engine, batchdata)
 
     def _step(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         if batchdata is None:
@@ -129,7 +128,7 @@ class Trainer(SupervisedTrainer):
         self._unchecked.append((loss, copied, state.iteration, batch))
         is_last = state.iteration % state.epoch_length == 0
         while len(self._unchecked) > (self._on_gpu and not is_last):
-            self._check_loss(*self._unchecked.popleft())
+            self._check_loss(*self._unchecked.pop(0))
 
     def _check_loss(self, loss: torch.Tensor, copied: Any, iteration: int, batch: dict[str, Any]) -> None:
         if copied is not None:
@@ -142,15 +141,13 @@ class Trainer(SupervisedTrainer):
         # statistics of batch norm would not recover
         recovers = all(bool(buffer.isfinite().all()) for buffer in self.network.buffers())
         if finite and scaled and recovers and self._overflows <= MAX_OVERFLOWS:
-            return  # the scaler skips the step, because the gradients are not finite either
+            return  # the scaler skips the step if a gradient is not finite either
         remedy = "set autocast_dtype to float32" if scaled else "lower learning_rate"
         remedy = remedy if finite else "check these cases with `medunet check`"
-        raise DataError(
-            f"loss is {float(loss)} in iteration {iteration}, the batch has "
-            f"{'finite voxels' if finite else 'voxels that are not finite'}: "
-            f"{', '.join(map(str, batch.get('name', ['unknown'])))}",
-            remedy=remedy,
-        )
+        voxels = "finite voxels" if finite else "voxels that are not finite"
+        names = ", ".join(map(str, batch.get("name", ["unknown"])))
+        cause = f"loss is {float(loss)} in iteration {iteration}, the batch has {voxels}: {names}"
+        raise DataError(cause, remedy=remedy)
 
 
 class Evaluator(SupervisedEvaluator):
@@ -168,7 +165,5 @@ class Evaluator(SupervisedEvaluator):
             keep_freed_memory()
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
-        if self.state.device.type == "cuda":
-            torch.backends.cudnn.benchmark = False  # images differ in size
         with autocast(engine.state.device, self.autocast_dtype):
             return super()._iteration(engine, batchdata)

@@ -17,8 +17,7 @@ from scripts.gpu.networks import NARROW, WIDE, network
 class Unmeasured(Trainer):
     """A trainer whose kernels cuDNN does not measure."""
 
-    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
-        torch.backends.cudnn.benchmark = False
+    def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> list[dict[str, Any]]:
         return self._step(engine, batchdata)
 
 

@@ -133,15 +133,19 @@ def test_on_a_gpu_checkpoints_follow_validations_and_time(
 ) -> None:
     def run(name: str, **options: Any) -> list[int]:
         """Train and return the epochs of the checkpoints."""
-        written: list[int] = []
+        written: list[dict[str, Any]] = []
 
         def save(state: dict[str, Any], path: Path) -> None:
-            written.append(state["epoch"])
+            written.append(state)
             save_checkpoint(state, path)
 
         monkeypatch.setattr(checkpoint, "save_checkpoint", save)
         make_trainer(tmp_path / name, epochs=5, interval=3, **options).run()
-        return written
+        epochs = [state["epoch"] for state in written]
+        if options:  # copies, which later steps do not change
+            steps = [int(state["optimizer"]["state"][0]["step"]) for state in written]
+            assert steps == [4 * epoch for epoch in epochs]
+        return epochs
 
     assert run("cpu") == [1, 2, 3, 4, 5]
     with SimulatedCuda():

@@ -1,5 +1,6 @@
 """The additions of the training engine to MONAI's."""
 
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from simulated_cuda import SimulatedCuda
 
 from medunet.errors import ConfigError, DataError
 from medunet.runtime import load_checkpoint
-from medunet.training import BEST_NAME, Trainer
+from medunet.training import BEST_NAME, HistoryHandler, Trainer
 from medunet.training.trainer import MAX_OVERFLOWS
 
 from .conftest import cross_entropy, items
@@ -41,6 +42,20 @@ def test_on_a_gpu_a_non_finite_loss_is_reported_one_step_later(tmp_path: Path, m
     assert not list(tmp_path.glob("*.pt"))
 
 
+def test_cudnn_times_its_kernels_in_training_steps_only(tmp_path: Path, make_trainer: Make) -> None:
+    timed: list[bool] = []
+
+    def loss(*tensors: torch.Tensor) -> torch.Tensor:
+        timed.append(torch.backends.cudnn.benchmark)
+        return cross_entropy(*tensors)
+
+    with SimulatedCuda():
+        trainer = make_trainer(tmp_path, epochs=1, device="cuda", loss_function=loss)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: timed.append(torch.backends.cudnn.benchmark))
+        trainer.run()
+    assert timed == 4 * [True, False]
+
+
 def overflowing(*, at: range, calls: list[int]) -> Callable[..., torch.Tensor]:
     """Return a loss that is infinite in some steps."""
 
@@ -62,6 +77,14 @@ def test_a_float16_overflow_skips_its_step(tmp_path: Path, make_trainer: Make) -
     assert is_equal == [True, True, False, False, False, False, False]
     assert trainer.grad_scaler.get_scale() == 2.0**14  # half of 2 ** 16, twice
     assert all(bool(weight.isfinite().all()) for weight in weights)
+
+
+def test_an_epoch_without_a_finite_loss_has_no_mean(tmp_path: Path, make_trainer: Make) -> None:
+    options = {"autocast_dtype": "float16", "loss_function": overflowing(at=range(1, 5), calls=[])}
+    trainer = make_trainer(tmp_path, epochs=2, **options)
+    HistoryHandler(str(tmp_path), optimizer=trainer.optimizer).attach(trainer)
+    trainer.run()
+    assert [math.isfinite(entry["loss"]) for entry in trainer.state.history] == [False, True]
 
 
 @pytest.mark.parametrize("reason", ["every step", "batch norm", "bfloat16"])
