@@ -11,11 +11,12 @@ from medunet.bundle.check import check_config
 from medunet.bundle.explain import CHANGES, PLAN_FILE, settings
 from medunet.bundle.read import checked_config, read_own
 from medunet.bundle.render import data_format, differences, render_docs, write_bundle
-from medunet.config import Overlay, apply_all, leaves, read_json, to_json
+from medunet.config import Overlay, apply_all, get_id, leaves, read_json, to_json
 from medunet.datasets import shown
 from medunet.errors import ConfigError, DataError
 from medunet.files import reject_other_files
 from medunet.planning import Decision
+from medunet.prediction.configuration import CALIBRATION, TEMPERATURE
 from medunet.resources import WORKFLOWS, bundle_texts, preset_names
 from medunet.trust import Verdict, adopt, require_trust
 
@@ -109,6 +110,8 @@ def derive(
     bundle = verdict.bundle
     read_own(bundle, "train")
     configs = {name: checked_config(verdict, name) for name in WORKFLOWS}
+    for config in configs.values():
+        (get_id(config, "prob_inferer") or {}).pop("temperature", None)
     for name in presets:
         configs = apply_all(configs, _preset(verdict, name), define=["train"])
     configs = apply_all(configs, overlay, define=WORKFLOWS if define else ())
@@ -138,7 +141,7 @@ def derive(
     files["configs/metadata.json"] = to_json(about)
     for name, text in texts.items():
         is_config = name.startswith("configs/") and name.endswith(".json")
-        if name in files or (is_config and name not in verdict.configs):
+        if name in files or name == CALIBRATION or (is_config and name not in verdict.configs):
             continue
         if is_config and isinstance(verdict.configs[name], dict):  # the file may have changed since
             configs[Path(name).stem] = checked_config(verdict, Path(name).stem)
@@ -205,7 +208,7 @@ def _reject_edited(folder: Path) -> None:
 
 
 def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]], *, may_lengthen: bool) -> None:
-    """Reject new values for a trained run, except more epochs."""
+    """Reject new values for a trained run, except more epochs; a calibration ends with its weights."""
     different: dict[str, str] = {}
     for name in WORKFLOWS:
         path = folder / "configs" / f"{name}.json"
@@ -213,7 +216,7 @@ def _reject_other_values(folder: Path, configs: Mapping[str, Mapping[str, Any]],
         for id_ in sorted({*old, *new}):
             before, after = old.get(id_), new.get(id_)
             is_longer = id_ == "epochs" and isinstance(before, int) and isinstance(after, int) and after > before
-            if before != after and not (may_lengthen and is_longer):
+            if before != after and id_ != TEMPERATURE and not (may_lengthen and is_longer):
                 different.setdefault(id_, f"{id_}: {after}, there {before}")
     if different:
         cause = "the output folder contains a run with other values"

@@ -92,8 +92,8 @@ def evaluate(
     from_files = pred is not None or ref or labels is not None or instances
     folders = [*(() if pred is None else (pred,)), *(ref or ())]
     scoring: dict[str, Any] = {"em": em, "force": force, "tolerance_mm": tolerance, "subgroups": subgroups}
-    if calibrate and (bundle is None or data is None or from_files or cases or output):
-        raise ConfigError("--calibrate needs RUN and --data, and neither --cases nor --output")
+    if calibrate and (bundle is None or data is None or from_files or cases or output or tta or subgroups):
+        raise ConfigError("--calibrate needs RUN and --data, and none of --cases, --output, --subgroups and --tta")
     if bundle is not None and data is not None and not from_files:
         folder = find_bundle(bundle)
         if calibrate:
@@ -101,9 +101,8 @@ def evaluate(
 
             document = fit_review(folder, data, device=device, trust=trust)
             print_json(**document)
-            typer.echo(
-                f"{document['cases']} {document['source']}: mean error of the expected Dice {document['error']:.3f}"
-            )
+            count, source, error = (document[key] for key in ("cases", "source", "error"))
+            typer.echo(f"{count} {source}: mean error of the expected Dice {error:.3f}")
             typer.echo(f"temperature of the probabilities: {document['probabilities']['temperature']:.3g}")
             return
         from medunet.runs import evaluate_bundle
@@ -188,18 +187,10 @@ def _interval(statistics: Statistics) -> str:
 
 
 def _show_classes(result: Summary, count: int, unit: str) -> None:
-    columns: tuple[str, ...] = (
-        "class",
-        "Dice",
-        "95 % interval",
-        "median",
-        "IoU",
-        f"HD95 {unit}",
-        f"surface distance {unit}",
-    )
-    columns += (f"surface Dice {result.get('tolerance_mm', 1):g} {unit}", "size error %", "missed", "spurious")
+    columns = ["class", "Dice", "95 % interval", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}"]
+    columns += [f"surface Dice {result.get('tolerance_mm', 1):g} {unit}", "size error %", "missed", "spurious"]
     is_lesions = any(entry["scores"]["lesions_ref"]["mean"] > 1 for entry in result["classes"].values())
-    columns += ("lesion F1", "lesion sensitivity", "false lesions per case") if is_lesions else ()
+    columns += ["lesion F1", "lesion sensitivity", "false lesions per case"] if is_lesions else []
     table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
     for name, entry in result["classes"].items():
         scores, status = entry["scores"], entry["status"]

@@ -1,7 +1,7 @@
 """Scores of a case, and statistics of the scores of many cases."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypedDict, cast
 
@@ -14,7 +14,7 @@ from medunet.errors import ConfigError, DataError
 from .arrays import Array, ArrayOrTensor, as_pair, bounding_box, checked_spacing
 from .em import em_scores
 from .instances import add_counts, count_objects, lesion_scores, object_scores, scores_by_size
-from .overlap import Status, count_voxels, dice_from_counts, iou_from_counts, status_from_counts
+from .overlap import Status, count_voxels, dice_from_counts, iou_from_counts, mean_of_known, status_from_counts
 from .paired import CONFIDENCE, RESAMPLES
 from .surface import surface_distances
 
@@ -162,7 +162,8 @@ def evaluate_case(
     _check_values(ref_box, labels=labels, of="reference")
     scored = regions or {label: (value,) for label, value in values.items()}
     classes = {label: _class_scores(pred_box, ref_box, union, spacing, tolerance_mm) for label, union in scored.items()}
-    scores = CaseScores(name=name, mean_dice=_mean(entry["dice"] for entry in classes.values()), classes=classes)
+    mean_dice = mean_of_known(entry["dice"] for entry in classes.values())
+    scores = CaseScores(name=name, mean_dice=mean_dice, classes=classes)
     if em:
         interior = values[_interior_class(em, values=values, spatial_dims=spatial_dims)]
         em_values = em_scores(pred_array == interior, ref_array == interior)._asdict()
@@ -209,8 +210,8 @@ def evaluate_objects(
         pixels = {"dice": dice_from_counts(*voxels), "iou": iou_from_counts(*voxels)}
         scores = {"status": status_from_counts(*voxels[:2]), **pixels, **object_scores(counts[label])}
         classes[label] = cast("ClassScores", scores)
-    mean_dice = _mean(entry["dice"] for entry in classes.values())
-    mean_ap = _mean(float(entry["mean_ap"]) for entry in classes.values())  # type: ignore[typeddict-item] # of objects
+    mean_dice = mean_of_known(entry["dice"] for entry in classes.values())
+    mean_ap = mean_of_known(float(entry["mean_ap"]) for entry in classes.values())  # type: ignore[typeddict-item] # of objects
     return CaseScores(name=name, mean_dice=mean_dice, mean_ap=mean_ap, classes=classes, objects=counts)
 
 
@@ -237,14 +238,14 @@ def summarise(results: Sequence[CaseScores], *, groups: Mapping[str, str] | None
             scores={key: statistics([float(e.get(key, math.nan)) for e in entries], patients) for key in keys},  # type: ignore[arg-type] # never "status"
             status=status,
         )
-    mean_dice = _mean(entry["scores"]["dice"]["mean"] for entry in classes.values())
+    mean_dice = mean_of_known(entry["scores"]["dice"]["mean"] for entry in classes.values())
     summary = Summary(cases=len(results), mean_dice=mean_dice, classes=classes)
     em = [result["em"] for result in results if "em" in result]
     if em:
         summary["em"] = {key: statistics([entry.get(key, math.nan) for entry in em]) for key in em[0]}
     if objects := [result["objects"] for result in results if "objects" in result]:
         summary["instances"] = True
-        summary["mean_ap"] = _mean(entry["scores"]["mean_ap"]["mean"] for entry in classes.values())
+        summary["mean_ap"] = mean_of_known(entry["scores"]["mean_ap"]["mean"] for entry in classes.values())
         pooled = {label: add_counts(counts[label] for counts in objects if label in counts) for label in classes}
         summary["objects"] = {
             label: ObjectSummary(pooled=object_scores(counts), sizes=scores_by_size(counts))
@@ -301,10 +302,6 @@ def _interior_class(em: bool | str, *, values: Mapping[str, int], spatial_dims: 
     if em is True and len(values) == 1:
         return next(iter(values))
     raise ConfigError("em must name the class of the cells' interior", received=em, expected=f"one of {sorted(values)}")
-
-
-def _mean(numbers: Iterable[float]) -> float:
-    return statistics(list(numbers))["mean"]
 
 
 def statistics(numbers: Sequence[float], groups: Sequence[str] | None = None) -> Statistics:

@@ -14,6 +14,7 @@ counted as 1.0, it would make a data set of many empty cases look solved (nnU-Ne
 """
 
 import math
+from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -40,7 +41,13 @@ def count_voxels(pred: Array, ref: Array) -> tuple[int, int, int]:
     return in_pred, in_ref, in_both
 
 
-def dice_from_counts(in_pred: int, in_ref: int, in_both: int) -> float:
+def mean_of_known(numbers: Iterable[float]) -> float:
+    """Return the mean of the numbers that are not NaN; NaN if there are none."""
+    known = [number for number in numbers if not math.isnan(number)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def dice_from_counts(in_pred: float, in_ref: float, in_both: float) -> float:
     """Return Dice from the numbers of voxels in the prediction, the reference and both."""
     return 2 * in_both / (in_pred + in_ref) if in_pred + in_ref else math.nan
 

@@ -20,6 +20,8 @@ from medunet.trust import Verdict, require_trust
 
 from .foreign import complete, is_foreign
 
+CALIBRATION = "docs/review.json"  # file of a bundle with the calibration of its weights, and the ranges of their data
+TEMPERATURE = "prob_inferer::temperature"  # the part of it in the configs
 OWN_CODE = "scripts"  # package of a bundle that `_target_` of its configs may name
 # values that the members of an ensemble must share, because each image is read once for all of them
 SHARED_IDS = (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medunet.metrics.evaluation import BACKGROUND
-from medunet.metrics.overlap import dice_from_counts
+from medunet.metrics.overlap import dice_from_counts, mean_of_known
 from medunet.transforms import Components, by_size, clean_regions, regions_within, values_outside
 
 from .evaluation import Pair, read_pair
@@ -142,11 +142,12 @@ def _best(
 ) -> ClassRule:
     """Complete a rule with the best choice; `raw` are the cases before all rules."""
     unchanged = _dice(cases)
-    best, chosen = _mean(unchanged[0]), (False, 0.0)
+    best, chosen = mean_of_known(unchanged[0]), (False, 0.0)
     for keep_largest, min_size in _candidates(cases) if removable else ():
         changed = _dice(cases, keep_largest=keep_largest, min_size=min_size)
-        spoils = any(_mean(new) < _mean(old) - ROUNDING for new, old in zip(changed[1:], unchanged[1:], strict=True))
-        if (mean := _mean(changed[0])) > best + MIN_GAIN and not spoils:
+        old_means, new_means = ([mean_of_known(of_part) for of_part in scores[1:]] for scores in (unchanged, changed))
+        spoils = any(new < old - ROUNDING for new, old in zip(new_means, old_means, strict=True))
+        if (mean := mean_of_known(changed[0])) > best + MIN_GAIN and not spoils:
             best, chosen = mean, (keep_largest, min_size)
     before = unchanged[0] if raw is None else _dice(raw)[0]
     after = _dice(cases, keep_largest=chosen[0], min_size=chosen[1])[0]
@@ -157,13 +158,8 @@ def _best(
         keep_largest=chosen[0],
         min_size=chosen[1],
         is_kept=chosen != (False, 0.0),
-        dice_before=_mean(before),
-        dice_after=_mean(after),
+        dice_before=mean_of_known(before),
+        dice_after=mean_of_known(after),
         better=int((change > 0).sum()),
         worse=int((change < 0).sum()),
     )
-
-
-def _mean(scores: np.ndarray) -> float:
-    known = scores[~np.isnan(scores)]
-    return float(known.mean()) if known.size else float("nan")

@@ -358,21 +358,22 @@ class Predictor:
 
     def _decided(self, case: _Case) -> dict[Any, Any]:
         self._compute(case)
-        end = steps_up_to(self.postprocessing, SavePredictiond, last=False)
-        item = self.postprocessing(case.item, end=end)
-        return item if self.reviewer is None else {**item, "review": self.reviewer.review(item, self._name(case))}
+        return self._restore(case)
+
+    def _restore(self, case: _Case) -> dict[Any, Any]:
+        """Run the postprocessing up to the first writer, and review the result."""
+        steps, item, case.item = case.transforms.postprocessing, case.item, {}
+        with case.stages.measure("restore"):
+            item = steps(item, end=steps_up_to(steps, SavePredictiond, last=False))
+            if self.reviewer is not None:
+                item["review"] = self.reviewer.review(item, self._name(case))
+        return item
 
     def _write(self, case: _Case) -> None:
-        item, case.item = case.item, {}
-        postprocessing = case.transforms.postprocessing
-        split = steps_up_to(postprocessing, SavePredictiond, last=False)
-        with case.stages.measure("restore"):
-            item = postprocessing(item, end=split)
-        if self.reviewer is not None:
-            with case.stages.measure("restore"):
-                case.review = self.reviewer.review(item, self._name(case))
+        item, steps = self._restore(case), case.transforms.postprocessing
+        case.review = item.get("review")
         with case.stages.measure("write"):
-            item = postprocessing(item, start=split)
+            item = steps(item, start=steps_up_to(steps, SavePredictiond, last=False))
         case.path, case.measurements = Path(item["pred_path"]), item.get("measurements", [])
         written = ((item[f"{key}_path"], saver) for saver in case.transforms.savers for key in saver.keys)
         case.written = [file for path, saver in written for file in result_files(path, saver)]

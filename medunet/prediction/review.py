@@ -23,14 +23,16 @@ from medunet.geometry import Geometry
 from medunet.inferers import SourceGridInferer
 from medunet.inferers.restore import decide
 from medunet.inferers.views import LINEAR_MODES, ViewInferer, resized
-from medunet.metrics.overlap import dice_from_counts
+from medunet.metrics.overlap import dice_from_counts, mean_of_known
 from medunet.runtime import EnsembleLogits, autocast
 from medunet.transforms import plain, swapped_channels
+
+from .configuration import CALIBRATION
+from .device import infer
 
 if TYPE_CHECKING:
     from .predictor import Predictor
 
-CALIBRATION = "docs/review.json"  # file of a bundle with its calibration and the ranges of its training cases
 VIEW_SCALE = 1.15  # of the enlarged view; the smaller one of the scales of `--tta views`
 MOST = 256  # class indices of a label map
 PERCENTILES = (1, 25, 50, 75, 99)  # of the network's input, which describe the distribution of its intensities
@@ -60,7 +62,7 @@ class Review:
     @property
     def is_calibrated(self) -> bool:
         """Whether the bundle has a calibration."""
-        return any(one["expected_dice"] is not None for one in self.classes.values())
+        return self.expected_dice is not None
 
     @property
     def score(self) -> float:
@@ -80,7 +82,7 @@ class Review:
 @torch.inference_mode()
 def measure_agreement(predictor: "Predictor", image: torch.Tensor) -> dict[str, float]:
     """Return the agreement on a preprocessed image `(C, *spatial)` by structure; one that no view has is left out."""
-    inferer, batch, size = predictor.inferer, plain(image)[None].to(predictor.device), list(image.shape[1:])
+    inferer, batch, size = predictor.inferer, plain(image)[None], list(image.shape[1:])
     while isinstance(inferer, SourceGridInferer | ViewInferer):
         inferer = inferer.inferer
     is_objects = getattr(predictor.inferer, "activation", "softmax") == "sigmoid" and not predictor.region_order
@@ -90,7 +92,7 @@ def measure_agreement(predictor: "Predictor", image: torch.Tensor) -> dict[str, 
         flip = [] if axis is None else [2 + axis]
         view = resized(batch.flip(flip), [max(1, round(n * scale)) for n in size])
         with autocast(predictor.device, predictor.autocast_dtype):
-            logits = torch.as_tensor(inferer(view, network)).float().flip(flip)
+            logits = torch.as_tensor(infer(inferer, view[0], network, predictor.device)).float().flip(flip)
         if list(logits.shape[2:]) != size:
             logits = interpolate(logits, size, mode=LINEAR_MODES[len(size)])
         if axis == 0 and predictor.mirror_swaps:
@@ -111,7 +113,8 @@ def measure_agreement(predictor: "Predictor", image: torch.Tensor) -> dict[str, 
                 of = [indices.get(value, value) for value in values]
                 counts = pairs[of].sum(), pairs[:, of].sum(), pairs[of][:, of].sum()
                 found.setdefault(name, []).append(dice_from_counts(*(int(count) for count in counts)))
-    return {name: float(np.nanmean(some)) for name, some in found.items() if not np.isnan(some).all()}
+    means = {name: mean_of_known(some) for name, some in found.items()}
+    return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
 def describe_case(image: Any, labels: npt.NDArray[Any], structures: Mapping[str, Sequence[int]]) -> Facts:
@@ -180,25 +183,23 @@ class Reviewer:
 
     def review(self, item: Mapping[Any, Any], case: str) -> Review:
         """Return the review of a predicted item with its `agreement`, before it is written."""
-        agreement, known = item["agreement"], self.calibration
-        facts, classes, unlimited = {}, {}, []
+        agreement, known, training = item["agreement"], self.calibration, self.calibration.get("training", {})
+        facts, classes, line = {}, {}, {}
         if known:
             facts = describe_case(item["image"], np.asarray(plain(item["pred"]).cpu())[0], self.structures)
-        flags = find_flags(facts, known.get("training", {}))
+        flags = find_flags(facts, training)
         for name in self.structures or agreement:
-            free, limit, line = None, 1.0, known["classes"][name] if known else {}
+            expected = None
             if known:
-                (size,), ((low,), (high,)) = facts[f"{name} size"], known["training"][f"{name} size"]
-                # no mask of this size has a higher Dice with one whose size is in the range of training
-                limit = 2 * size / (size + low) if size < low else 2 * high / (size + high) if size > high else 1.0
-                free = float(predict_dice(line, agreement.get(name, 0.0))) if name in agreement or limit == 0 else None
-            classes[name] = {"agreement": agreement.get(name), **_interval(free, line, flags)}
-            if free is not None:
-                unlimited.append(free)
-                classes[name]["expected_dice"] = min(free, limit)
+                line, (size,), (low, high) = known["classes"][name], *(of[f"{name} size"] for of in (facts, training))
+                usual = float(np.clip(size, *low, *high))
+                limit = dice_from_counts(size, usual, min(size, usual))  # most that a mask of a usual size can have
+                if name in agreement or limit == 0:
+                    expected = min(float(predict_dice(line, agreement.get(name, 0.0))), limit)
+            classes[name] = {"agreement": agreement.get(name), **_interval(expected, line, flags)}
         means = {key: _mean([one[key] for one in classes.values()]) for key in ("agreement", "expected_dice")}
-        ends = _interval(_mean(unlimited), known, flags)
-        return Review(case, **{**ends, **means}, classes=classes, flags=flags)
+        ends = _interval(means["expected_dice"], known, flags)
+        return Review(case, means["agreement"], **ends, classes=classes, flags=flags)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

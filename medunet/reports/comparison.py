@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from medunet.metrics import CaseScores, PairedDifference, holm, lower_is_better, paired_difference
 
-from .distributions import class_scores
+from .distributions import class_scores, has_objects
 
 REFERENCE_SIZES = ("volume_ref_ml", "area_ref_mm2")
 SAME_REFERENCE = 1e-3  # relative difference of a reference's size up to which two references count as one
@@ -45,8 +45,7 @@ class Comparison:
 
 def compared_metrics(runs: Mapping[str, Sequence[CaseScores]]) -> tuple[str, str]:
     """Return the metrics that are compared case by case."""
-    has_objects = any("objects" in case for cases in runs.values() for case in cases)
-    return ("mean_ap", "ap_50") if has_objects else ("dice", "msd_mm")
+    return ("mean_ap", "ap_50") if has_objects(runs) else ("dice", "msd_mm")
 
 
 def compare(runs: Mapping[str, Sequence[CaseScores]]) -> list[Comparison]:

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from typing_extensions import NotRequired
 
 from medunet.errors import DataError
+from medunet.metrics.overlap import mean_of_known
 
 from .classes import class_colours
 from .panels import RUN_COLOURS, Panel, Theme, render_png
@@ -79,7 +80,7 @@ def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: T
     for name, history in histories.items():
         validated = [record for record in history if record.get("val_dice")]
         dice = [record["val_dice"] for record in validated]
-        means = [_mean(entry) for entry in dice]
+        means = [mean_of_known(entry.values()) for entry in dice]
         if colours:
             _plot(axes, validated, means, color=colours[name], label=name)
             continue
@@ -97,11 +98,6 @@ def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: T
     ends = np.array([curve[-1] for curve in curves if len(curve) and np.isfinite(curve[-1])])
     ends_low = len(ends) and ends.mean() < (bottom + 1) / 2
     _finish(axes, theme, "upper right" if ends_low else "lower right", entries)
-
-
-def _mean(dice: Mapping[str, float]) -> float:
-    finite = [value for value in dice.values() if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _plot(axes: Axes, records: Sequence[EpochRecord], values: Sequence[float], **style: Any) -> None:

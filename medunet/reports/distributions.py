@@ -28,6 +28,11 @@ class Strip(NamedTuple):
     colour: str
 
 
+def has_objects(runs: Mapping[str, Sequence[CaseScores]]) -> bool:
+    """Return whether cases have scores of objects; `runs` has the cases by letter."""
+    return any("objects" in case for cases in runs.values() for case in cases)
+
+
 def class_scores(cases: Sequence[CaseScores], name: str, metric: str) -> dict[str, float]:
     """Return the finite scores of a class by case; `metric` is a key of `ClassScores`."""
     values = {case["name"]: float(case["classes"].get(name, {}).get(metric, math.nan)) for case in cases}  # type: ignore[call-overload,arg-type] # a number
@@ -48,8 +53,7 @@ def distribution_panels(
     colours = class_colours(names)
     by_run = dict(zip(runs, RUN_COLOURS * len(runs), strict=False)) if len(runs) > 1 else {}
     panels = []
-    has_objects = any("objects" in case for cases in runs.values() for case in cases)
-    for metric, title in metric_titles(unit, objects=has_objects).items():
+    for metric, title in metric_titles(unit, objects=has_objects(runs)).items():
         groups = {
             name: [
                 Strip(letter, class_scores(cases, name, metric), by_run.get(letter, colours[name]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from medunet import __version__
@@ -19,7 +19,7 @@ from medunet.metrics import CaseScores, summarise
 from .classes import class_colours
 from .comparison import compare, compared_metrics
 from .curves import EpochRecord, curve_panels
-from .distributions import EM_TITLES, difference_panel, distribution_panels, metric_titles
+from .distributions import EM_TITLES, difference_panel, distribution_panels, has_objects, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
 
@@ -123,9 +123,9 @@ def write_report(
         ]
         for section, them in panels.items()
     }
-    text = page_template("page.html").render(
+    text = render_page(
+        "page.html",
         title=title,
-        version=__version__,
         finite=math.isfinite,
         nan=math.nan,
         runs=lettered,
@@ -135,8 +135,8 @@ def write_report(
         em_keys=list(dict.fromkeys(key for cases in measured.values() for case in cases for key in case.get("em", {}))),
         em_titles=EM_TITLES,
         comparisons=compare(measured) if len(measured) > 1 else [],
-        metrics=metric_titles(_unit(runs), objects=_has_objects(measured)),
-        objects=_has_objects(measured),
+        metrics=metric_titles(_unit(runs), objects=has_objects(measured)),
+        objects=has_objects(measured),
         unit=_unit(runs),
         order=list(lowest),
         lowest=lowest,
@@ -146,16 +146,17 @@ def write_report(
         document=_json(document),
         pictures=dict(sorted(pictures.items())),
     )
-    return write_atomically(path, re.sub(r"\n\s*\n+", "\n", text))
+    return write_atomically(path, text)
 
 
-def page_template(name: str) -> Template:
-    """Return a template of this package."""
+def render_page(template: str, *, title: str, **values: Any) -> str:
+    """Return a page of a template of this package, without empty lines; all text is escaped."""
     options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     loader = PackageLoader("medunet.reports", package_path="")
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
     environment.filters |= {"number": number, "p_value": p_value}
-    return environment.get_template(name)
+    text = environment.get_template(template).render(title=title, version=__version__, **values)
+    return re.sub(r"\n\s*\n+", "\n", text)
 
 
 def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
@@ -166,7 +167,7 @@ def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
     if len(cases) > 1:
         sections["differences"] = [
             difference_panel(
-                f"{metric_titles(unit, objects=_has_objects(cases))[metric]}, {comparison.title}",
+                f"{metric_titles(unit, objects=has_objects(cases))[metric]}, {comparison.title}",
                 comparison.differences(metric),
                 key=f"difference-{comparison.other}-{metric}",
                 colour=RUN_COLOURS[LETTERS.index(comparison.other) % len(RUN_COLOURS)],
@@ -182,10 +183,6 @@ def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
     }
     sections["curves"] = curve_panels(histories)
     return {section: panels for section, panels in sections.items() if panels}
-
-
-def _has_objects(runs: Mapping[str, Sequence[CaseScores]]) -> bool:
-    return any("objects" in case for cases in runs.values() for case in cases)
 
 
 def _unit(runs: Iterable[RunResults]) -> str:

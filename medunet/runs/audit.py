@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from medunet.bundle.read import read_own
 from medunet.datasets import Finding, SegmentationDataset
-from medunet.errors import DataError
+from medunet.errors import ConfigError, DataError
 from medunet.metrics import dice
+from medunet.metrics.overlap import mean_of_known
 from medunet.prediction import Pair, read_pair
 from medunet.prediction.evaluation import label_maps
 from medunet.runs.evaluate import class_values, region_values
@@ -26,9 +27,12 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
     """Compare labels with the predictions of a cross-validation, or of `medunet evaluate`; return the worst first.
 
     Raises:
+        ConfigError: a run of objects.
         DataError: there are no predictions of cases that the run was not trained on.
     """
     config, found = read_own(run, "evaluate"), []
+    if config.get("instances"):
+        raise ConfigError("an audit is for classes, and this run predicts objects", file=run)
     folders = sorted(run.glob("fold_*/predictions")) or [run / EVALUATION / "predictions"]
     maps = {name: path for folder in folders if folder.is_dir() for name, path in label_maps(folder).items()}
     labels = class_values(config)
@@ -37,6 +41,8 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
         if case.label is not None and case.name in maps:
             volumes = read_pair(Pair(case.name, maps[case.name], case.label, case.images[0]), labels)
             pred, ref = (np.asarray(volume.image[0]).astype(np.int64) for volume in volumes)
+            if dataset.ignore is not None:
+                pred[ref == dataset.ignore] = ref[ref == dataset.ignore] = 0
             found.append((*diagnose(pred, ref, structures), case.name, str(case.label)))
     if not found:
         remedy = f"run `medunet evaluate {run} --data {dataset.root}`, or pass a cross-validation"
@@ -54,8 +60,8 @@ def diagnose(pred: Labels, ref: Labels, structures: Mapping[str, Sequence[int]])
     """Return the mean Dice, and the correction that brings the label closest to the prediction."""
 
     def score(label: Labels) -> float:
-        values = [dice(np.isin(pred, of), np.isin(label, of)) for of in structures.values()]
-        return 1.0 if np.isnan(values).all() else float(np.nanmean(values))
+        mean = mean_of_known(dice(np.isin(pred, of), np.isin(label, of)) for of in structures.values())
+        return 1.0 if np.isnan(mean) else mean
 
     usual, axes = score(ref), range(ref.ndim)
     for name, of in structures.items():

@@ -11,7 +11,7 @@ from medunet.config import read_json, strict_json, to_json
 from medunet.files import atomic_path
 from medunet.prediction import ClassRule, as_step
 from medunet.resources import WORKFLOWS, bundle_texts
-from medunet.runs.card import without_results
+from medunet.runs.card import RESULTS, without_section
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, record_weights
@@ -33,7 +33,7 @@ def write_ensemble(
     configs["metadata"] = read_json(first / "configs" / "metadata.json")
     configs["metadata"].pop("weights", None)
     files = bundle_texts(first) | {f"configs/{name}.json": to_json(config) for name, config in configs.items()}
-    files["docs/README.md"] = without_results(files["docs/README.md"]) + _section(list(runs), rules, decision)
+    files["docs/README.md"] = without_section(files["docs/README.md"], RESULTS) + _section(list(runs), rules, decision)
     files[DECISION_NAME] = strict_json(decision)
 
     models = output / "models"

@@ -1,6 +1,7 @@
 """Calibration of the reviews of a bundle, and the tables and the page about reviewed cases."""
 
 import logging
+import math
 import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from monai.transforms import LoadImaged
 from scipy import ndimage
+from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-from medunet import __version__
 from medunet.bundle.read import read_own
 from medunet.config import apply, get_id, read_json, strict_json, to_json
-from medunet.datasets import datalist
+from medunet.datasets import datalist, open_dataset
 from medunet.errors import DataError, MedunetError
 from medunet.files import claim, write_atomically
 from medunet.geometry import Geometry
@@ -24,12 +25,13 @@ from medunet.io import read_label, read_volume
 from medunet.metrics import dice
 from medunet.metrics.tables import rows_text
 from medunet.prediction import Prediction, Predictor
-from medunet.prediction.review import CALIBRATION, describe_case, fit_reviews, summarise_facts
+from medunet.prediction.configuration import CALIBRATION, TEMPERATURE
+from medunet.prediction.review import describe_case, fit_reviews, summarise_facts
 from medunet.prediction.source import parts
 from medunet.prediction.steps import steps_up_to
 from medunet.reports import render_overlay
-from medunet.reports.page import page_template
-from medunet.runs.card import write_section
+from medunet.reports.page import render_page
+from medunet.runs.card import EXPECTED_DICE, write_section
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.trust import adopt, require_trust
 
@@ -39,7 +41,7 @@ MIN_CASES = 8  # with fewer cases a 90 % interval would be wider than the range 
 MAX_TRAINING = 200  # training cases whose ranges are measured, evenly spaced
 SAMPLE = 20_000  # voxels per case for the calibration of probabilities
 MIN_GAIN = 1e-3  # share of the negative log-likelihood by which a temperature must lower it on other cases
-TEMPERATURES = np.round(1.05 ** np.arange(-28, 29), 4)  # 0.26 to 3.9
+TEMPERATURES = (0.25, 4.0)  # lowest and highest
 BINS = 10  # of the reliability diagram
 MAX_PICTURES = 40  # of the worst cases on the page
 MODALITY = "network_data_format::inputs::image::modality"  # in metadata.json
@@ -57,9 +59,11 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
 
     Raises:
         ConfigError: a bundle of objects.
-        DataError: fewer than `MIN_CASES` cases.
+        DataError: fewer than `MIN_CASES` cases, or labels with ignored voxels.
     """
     require_trust(run, trust=trust)
+    if (ignored := open_dataset(data, problems=[]).ignore) is not None:
+        raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {ignored}")
     config, rows, facts = read_own(run, "evaluate"), [], []
     is_joined = ENSEMBLE_FOLDS in config
     runs = {run / f"fold_{fold}": fold for fold in config[ENSEMBLE_FOLDS]} if is_joined else {run: config["fold"]}
@@ -74,7 +78,7 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         if (count := len(rows) // 2) < MIN_CASES:
             raise DataError("too few held-out cases", file=data, received=count, expected=f"{MIN_CASES} or more")
         items = datalist(data, section="all" if is_joined else "training", fold=fold, **options)
-        for item in [one for one in items if "label" in one][:: max(1, len(items) // MAX_TRAINING)]:
+        for item in [one for one in items if "label" in one][:: math.ceil(len(items) / MAX_TRAINING)]:
             image = predictor.preprocessing({"image": item["image"]})["image"]
             facts.append(describe_case(image, read_reference(predictor, image, item), predictor.structures))
         training, kind = summarise_facts(facts), get_id(read_json(run / "configs" / "metadata.json"), MODALITY)
@@ -86,16 +90,14 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         document |= {"probabilities": of, "training": training}
         write_atomically(run / CALIBRATION, strict_json(document))
         for path in (run / "configs" / "inference.json", run / "configs" / "evaluate.json"):
-            write_atomically(path, to_json(apply(read_json(path), {"prob_inferer::temperature": of["temperature"]})))
+            write_atomically(path, to_json(apply(read_json(path), {TEMPERATURE: of["temperature"]})))
         adopt(run)
-        about = (
-            f"`medunet predict --review` is calibrated on {count} {source} and a degraded copy of each: mean error of "
-        )
-        about += (
-            f"the expected Dice {document['error']:.3f}. The temperature {of['temperature']:.3g} changes the expected "
-        )
-        about += f"calibration error of probabilities from {of['before']['ece']:.4f} to {of['after']['ece']:.4f}."
-        write_section(run, "Expected Dice", about)
+        before, after = (of[key]["ece"] for key in ("before", "after"))
+        about = f"""\
+`medunet predict --review` is calibrated on {count} {source} and a degraded copy of each: mean error of the expected
+Dice {document["error"]:.3f}. The temperature {of["temperature"]:.3g} changes the expected calibration error of
+probabilities from {before:.4f} to {after:.4f}."""
+        write_section(run, EXPECTED_DICE, about)
     return document
 
 
@@ -148,11 +150,11 @@ def fit_temperature(samples: Sequence[Sample]) -> dict[str, Any]:
         for some in (samples[::2], samples[1::2], samples)
     )
 
-    def loss(temperature: float, of: tuple[Any, ...]) -> float:
-        return float(-np.log(np.clip(softmax(of[0] / temperature, axis=1)[of[1]], 1e-12, 1)).mean())
+    def loss(temperature: float, logits: Any, true: Any) -> float:
+        return float(-np.log(np.clip(softmax(logits / temperature, axis=1)[true], 1e-12, 1)).mean())
 
-    best, final = (float(min(TEMPERATURES, key=lambda one: loss(one, of))) for of in (first, joined))
-    before, after = loss(1, others), loss(best, others)
+    best, final = (float(minimize_scalar(loss, bounds=TEMPERATURES, args=of).x) for of in (first, joined))
+    before, after = loss(1, *others), loss(best, *others)
     temperature = final if after < before * (1 - MIN_GAIN) else 1.0
     curves = {key: reliability(joined[0] / one, joined[1]) for key, one in (("before", 1.0), ("after", temperature))}
     return {"temperature": temperature, "nll_before": before, "nll_after": min(before, after), **curves}
@@ -168,15 +170,13 @@ def reliability(logits: npt.NDArray[np.floating[Any]], true: npt.NDArray[np.bool
     return {"ece": sum(share * abs(mean - of) for mean, of, share in bins), "bins": bins}
 
 
-def write_reviews(
-    output: Path, predictions: Sequence[Prediction], structures: Mapping[str, Sequence[int]] | None = None
-) -> Path:
+def write_reviews(output: Path, predictions: Sequence[Prediction], structures: Mapping[str, Sequence[int]]) -> Path:
     """Write `review.json`, `review.csv` and `review.html` beside results, worst first, and return the page.
 
     Args:
         output: folder of the results. Cases that were reviewed there before, and not now, keep their rows.
         predictions: their reviews and files.
-        structures: the values of each structure by name, for the pictures; None draws all labels alike.
+        structures: the values of each structure by name, for the pictures; without any, all labels are alike.
     """
     file, pictures = output / "review.json", {}
     found = {one.review.case: (one, one.review.as_dict()) for one in predictions if one.review is not None}
@@ -193,7 +193,8 @@ def write_reviews(
             pictures[name] = b64encode(_picture(found[name][0], structures or {"label": range(1, 256)})).decode()
         except MedunetError as error:  # such as an image that was moved meanwhile
             logger.warning("%s has no picture: %s", name, error.cause)
-    text = page_template("review.html").render(cases=cases, pictures=pictures, version=__version__)
+    title = f"Review of {len(cases)} case{'s' * (len(cases) != 1)}"
+    text = render_page("review.html", title=title, cases=cases, pictures=pictures)
     write_atomically(file, strict_json({"cases": cases}))
     write_atomically(output / "review.csv", rows_text(rows))
     return write_atomically(output / "review.html", text)

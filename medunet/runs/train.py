@@ -35,7 +35,7 @@ from medunet.io.options import ReadOptions
 from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt, instance_values
 from medunet.prediction import Predictor
-from medunet.prediction.review import CALIBRATION
+from medunet.prediction.configuration import CALIBRATION
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.objects import fit_objects, predict_maps

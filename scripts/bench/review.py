@@ -6,8 +6,6 @@ RUN is a run of one fold. Half of its validation cases calibrate, the other half
 blur, a bias field, mirrored, with a wrong spacing in the header, and inverted.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time
@@ -21,7 +19,7 @@ import numpy.typing as npt
 import torch
 from monai.transforms import LoadImaged
 from scipy import ndimage
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import mannwhitneyu, spearmanr
 
 from medunet.config import read_json
 from medunet.datasets import datalist
@@ -50,12 +48,10 @@ def degraded(image: Image, affine: Any, name: str) -> Iterator[tuple[str, Image,
     yield "inverted", image.max() - image, affine
 
 
-def area(score: Any, is_low: Any) -> float:
+def area(score: npt.NDArray[Any], is_low: npt.NDArray[np.bool_]) -> float:
     """Return the area under the ROC curve of finding the low cases by a low score."""
-    ranks, count = rankdata(-np.asarray(score)), int(np.sum(is_low))
-    if count in (0, len(ranks)):
-        return float("nan")
-    return float((ranks[is_low].sum() - count * (count + 1) / 2) / (count * (len(ranks) - count)))
+    pairs = int(is_low.sum()) * int((~is_low).sum())
+    return float(mannwhitneyu(score[~is_low], score[is_low]).statistic) / pairs if pairs else float("nan")
 
 
 def corrupted(ref: npt.NDArray[Any], other: npt.NDArray[Any], kind: int) -> npt.NDArray[Any]:
@@ -123,9 +119,8 @@ def main() -> None:
         order = spearmanr([one["score"] for one in of], true)[0] if np.ptp(true) > 0 else float("nan")
         print(f"| {kind} | {numbers} | {order:.2f} | {100 * inside:.0f} % | {100 * flagged:.0f} % |")
     is_low = np.array([one["true"] < LOW for one in found])
-    print(
-        f"AUROC of Dice < {LOW}: {area([one['score'] for one in found], is_low):.3f} ({is_low.sum()} of {len(found)})"
-    )
+    auroc = area(np.array([one["score"] for one in found]), is_low)
+    print(f"AUROC of Dice < {LOW}: {auroc:.3f} ({is_low.sum()} of {len(found)})")
     seconds = []
     for review in (False, True):
         plain = Predictor(given.run, device="cpu", review=review, trust=True)

@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 
 from medunet.errors import ConfigError
 from medunet.prediction import Predictor
+from medunet.prediction.configuration import CALIBRATION
 from medunet.prediction.review import (
-    CALIBRATION,
     Review,
     Reviewer,
     describe_case,
@@ -78,6 +78,11 @@ def test_intervals_cover_90_percent_of_other_cases_and_flags_and_sizes_bound_the
     flagged = reviewer.review({**item(organ, modality="CT"), **certain}, "")
     assert (flagged.low, flagged.expected_dice) == (0, reviewer.review({**item(organ), **certain}, "").expected_dice)
     assert reviewer.review({**item(small), **certain}, "").expected_dice == pytest.approx(2 * 18 / (18 + 216))
+    small[:] = organ
+    small[3, 3:9, 3:6] = 0  # less than 10 % smaller: no flag
+    slight = reviewer.review({**item(small), **certain}, "")
+    assert slight.flags == ()
+    assert slight.low <= slight.expected_dice <= 2 * 198 / (198 + 216) < slight.high
     missing = reviewer.review({**item(nothing), "agreement": {}}, "")
     assert (missing.expected_dice, missing.is_below(0.8), missing.score) == (0, True, 0)
 

@@ -9,16 +9,18 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer
 
-from medunet.config import read_json
+from medunet.bundle import specialise
+from medunet.config import apply, read_json, to_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.inferers import ProbabilityInferer
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
+from medunet.prediction.configuration import CALIBRATION, TEMPERATURE
 from medunet.runs.audit import audit_labels, diagnose
 from medunet.runs.ensemble import write_ensemble
 from medunet.runs.review import calibrate, fit_temperature, write_reviews
-from medunet.trust import judge
+from medunet.trust import judge, record_weights
 from tests.support.small import classes_of, untrained_run
 
 
@@ -32,7 +34,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"dataset_dir": str(data), "folds": 2, **classes_of(data)}
-    return untrained_run(tmp_path_factory.mktemp("run") / "run", bundle="unet_2d", **values)
+    folder = untrained_run(tmp_path_factory.mktemp("run") / "run", bundle="unet_2d", **values)
+    record_weights(folder, to_text=to_json)
+    return folder
 
 
 def test_a_calibrated_run_states_expected_dice_flags_and_calibrated_probabilities(
@@ -42,7 +46,7 @@ def test_a_calibrated_run_states_expected_dice_flags_and_calibrated_probabilitie
     assert (document["cases"], document["source"]) == (8, "validation cases of fold 0")
     assert json.loads((run / "docs" / "review.json").read_text()) == json.loads(json.dumps(document))
     assert "## Expected Dice" in (run / "docs" / "README.md").read_text()
-    assert judge(run).is_trusted
+    assert (judge(run).is_trusted, judge(run).weights) == (True, ("model.pt", "model.safetensors"))
     temperature = document["probabilities"]["temperature"]
     assert read_json(run / "configs" / "inference.json")["prob_inferer"]["temperature"] == temperature
     predictor = Predictor(run, output_dir=tmp_path, device="cpu", review=True)
@@ -60,6 +64,22 @@ def test_a_calibrated_run_states_expected_dice_flags_and_calibrated_probabilitie
     assert page.read_text().count("<img") == 1
     noise = np.random.default_rng(0).normal(size=(1, 24, 24)).astype(np.float32)
     assert any(flag.startswith("intensity") for flag in predictor.decide_array(noise**9)["review"].flags)
+
+
+def test_a_calibration_is_neither_copied_nor_in_the_way_of_further_training(
+    run: Path, data: Path, tmp_path: Path
+) -> None:
+    changes = {"dataset_dir": str(data), "epochs": 3}
+    first = specialise(run, tmp_path / "first", changes)
+    (first / CALIBRATION).write_text("{}")
+    inference = first / "configs" / "inference.json"
+    usual = inference.read_text()
+    inference.write_text(to_json(apply(read_json(inference), {TEMPERATURE: 2.0})))
+    copy = specialise(first, tmp_path / "copy", {})
+    assert (copy / "configs" / "inference.json").read_text() == usual
+    assert not (copy / CALIBRATION).exists()
+    specialise(run, first, changes)
+    assert inference.read_text() == usual
 
 
 def test_a_cross_validation_is_calibrated_by_the_folds_that_held_its_cases_out(data: Path, tmp_path: Path) -> None:
@@ -87,6 +107,10 @@ def test_too_few_cases_and_a_run_without_predictions_are_errors(run: Path, data:
         calibrate(run, few, device="cpu")
     with pytest.raises(DataError, match="no predictions"):
         audit_labels(open_dataset(data), run)
+    manifest["labels"]["ignore"] = 9
+    (few / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="labels of all voxels"):
+        calibrate(run, few, device="cpu")
 
 
 def test_a_temperature_repairs_overconfident_probabilities_and_changes_no_label() -> None:

@@ -28,6 +28,7 @@ from medunet.deploy.monailabel.training import EPOCHS, read_options, train_furth
 from medunet.errors import DataError, MedunetError, find_cause
 from medunet.files import write_atomically
 from medunet.io import is_dicom_folder, read_header
+from medunet.metrics.overlap import mean_of_known
 from medunet.prediction import Predictor
 from medunet.training import kept_entry, read_history
 
@@ -135,7 +136,8 @@ class BundleTraining(TrainTask):
         if not (runs and (history := read_history(runs[-1]))):
             return {}
         dice: dict[str, float] = kept_entry(history).get("val_dice", {})
-        return {"epoch": len(history), "total_time": "", "best_metric": round(_mean(dice), 4), "dice": dice}
+        best = round(mean_of_known(dice.values()), 4) if dice else 0.0
+        return {"epoch": len(history), "total_time": "", "best_metric": best, "dice": dice}
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train on every image with a final label."""
@@ -173,7 +175,7 @@ class LabelScore(ScoringMethod):
                 logger.warning("%s is not scored: %s", image, error)
                 continue
             known = {name: round(value, 4) for name, value in values.items() if not math.isnan(value)}
-            scores[image] = {self.key: round(_mean(known), 4), "labels": known}
+            scores[image] = {self.key: round(mean_of_known(known.values()), 4) if known else 0.0, "labels": known}
             datastore.update_image_info(image, {self.key: scores[image][self.key], f"{self.key}_labels": known})
         return scores
 
@@ -235,7 +237,3 @@ def unlabelled(request: dict[str, Any], datastore: Datastore) -> list[str]:
     images = sorted(datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")))
     server_names().hide(*images)
     return images
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values) if values else 0.0
