@@ -27,7 +27,8 @@ FRAGMENTS = 1.2  # factor for what the allocator of CUDA cannot use of its block
 ASSUMED_NUMBERS = 128.0  # per voxel of a window, in the largest tensor of a third-party network
 MOST_NUMBERS = 2**31 - 1
 """Numbers of a tensor for CUDA kernels that count in 32 bits, such as that of channels-last `max_pool3d`."""
-_IN_64_BITS = ("convolution", "cat", "relu", "add")  # operations that count further, convolutions from cuDNN 9.3 on
+# operations that count further, convolutions from cuDNN 9.3 on
+_IN_64_BITS = ("aten.convolution", "aten.cat", "aten.relu", "aten.add")
 CUDNN_64_BITS = 90300
 
 SHARE_OF_FREE = 0.6  # of the free memory for "auto": the volume, the results and other programs need the rest
@@ -137,7 +138,7 @@ class _Meter(TorchDispatchMode):
         given = {id(leaf) for leaf in tree_leaves((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         is_old = (torch.backends.cudnn.version() or 0) < CUDNN_64_BITS
-        if is_old or not any(name in str(func) for name in _IN_64_BITS):
+        if is_old or not str(func).startswith(_IN_64_BITS):
             sizes = [leaf.numel() for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
             self.largest = max([self.largest, *sizes])
         for leaf in tree_leaves(result):

@@ -229,13 +229,14 @@ class OverlapTileInferer(Inferer):
         Raises:
             ConfigError: a tile that is too small for the network, or a network that cannot be tiled.
         """
-        module, max_voxels, device = unwrap(network), None, torch.device(self.sw_device or device)
+        module, device = unwrap(network), torch.device(self.sw_device or device)
         self._measure(module, in_channels, len(image_size), device)
-        if self.tile_size == "auto":
-            max_voxels = self._max_voxels(network, in_channels, device)
-        elif self.tile_size is None and device.type == "cuda" and hasattr(module, "shapes"):
-            max_voxels = most_voxels(module, in_channels, device) / self.batch_size
-        return self._plan(image_size, module, extend=extend, max_voxels=max_voxels)
+        most = self._max_voxels(network, in_channels, device) if self.tile_size == "auto" else None
+        plan = self._plan(image_size, module, extend=extend, max_voxels=most)
+        largest = max(math.prod(tile.window_size) for tile in plan.tiles) * self.batch_size
+        if hasattr(module, "shapes") and largest > (limit := most_voxels(module, in_channels, device)):
+            plan = self._plan(image_size, module, extend=extend, max_voxels=limit / self.batch_size)
+        return plan
 
     def _plan(self, image_size: Sequence[int], module: Any, *, extend: int, max_voxels: float | None) -> TilePlan:
         axes = len(image_size)

@@ -1,6 +1,5 @@
-"""Three overlapping stages: cases are read while another is computed and a third is written."""
+"""Three overlapping stages: cases are read while another is computed and others are written."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,7 +17,7 @@ def overlap(
     compute: Callable[[Work], Work],
     write: Callable[[Work], Result],
     in_flight: int,
-    readers: int = 1,
+    threads: int = 1,
 ) -> Generator[Result, None, None]:
     """Read, compute and write case after case; yield results in the order of the sources, each as soon as it exists.
 
@@ -26,19 +25,19 @@ def overlap(
 
         reading threads  | read 1 | read 2 | read 3 |
         calling thread            | comp 1 | comp 2 | comp 3 |
-        writing thread                     | writ 1 | writ 2 | writ 3 |
+        writing threads                    | writ 1 | writ 2 | writ 3 |
 
     An exception of a stage ends everything and is raised here. A stage that must not stop other cases returns its error
     with its work. If the caller stops early (``close()``, an exception, Ctrl-C), the threads finish their current case:
     a file that is being written is complete, and nothing else starts.
 
     Args:
-        sources: iterated in the reading threads, by one at a time.
+        sources: iterated in a thread of its own.
         read: called in the reading threads.
         compute: called in the calling thread, which owns the GPU's context, autocast and Ctrl-C.
-        write: called in the writing thread.
+        write: called in the writing threads.
         in_flight: largest number of cases between reading and result, which bounds the memory; 1 overlaps nothing.
-        readers: number of reading threads.
+        threads: number of reading and of writing threads.
 
     Examples:
         >>> list(overlap("ab", read=str.upper, compute=lambda x: x * 2, write=lambda x: f"<{x}>", in_flight=3))
@@ -48,27 +47,12 @@ def overlap(
     end: Any = object()
 
     def start_read() -> None:
-        future: Future[Any] = Future()
-        unread.append(future)
-        reads.append(future)
-        reader.submit(read_next)
+        reads.append(reader.submit(read_next, iterating.submit(next, iterator, end)))
 
-    def read_next() -> None:
-        try:
-            with turn:  # the futures have the order of the sources, whichever thread comes first
-                future = unread.popleft()
-                source: Any = next(iterator, end)
-            future.set_result(end if source is end else read(source))
-        except BaseException as error:
-            future.set_exception(error)
+    def read_next(source: Future[Any]) -> Any:
+        return end if source.result() is end else read(source.result())
 
-    def write_next(work: Work) -> Result:
-        result = write(work)
-        start_read()  # one case less is in flight
-        return result
-
-    turn, reader, writer = threading.Lock(), ThreadPoolExecutor(readers), ThreadPoolExecutor(1)
-    unread: deque[Future[Any]] = deque()
+    iterating, reader, writer = pools = tuple(map(ThreadPoolExecutor, (1, threads, threads)))
     reads: deque[Future[Any]] = deque()
     for _ in range(in_flight):
         start_read()
@@ -80,14 +64,16 @@ def overlap(
             first: list[Future[Any]] = [queue[0] for queue in (reads, writes) if queue]
             wait(first, return_when=FIRST_COMPLETED)
             if writes and writes[0].done():
-                yield writes.popleft().result()
+                result = writes.popleft().result()
+                start_read()  # one case less is in flight
+                yield result
                 continue
             work = reads.popleft().result()
             more = more and work is not end
             if more:
-                writes.append(writer.submit(write_next, compute(work)))
+                writes.append(writer.submit(write, compute(work)))
             del work  # the volume's memory is free as soon as it is written
     finally:
         for is_waiting in (False, True):  # first nothing else starts, then the current cases end
-            for pool in (reader, writer):
+            for pool in pools:
                 pool.shutdown(wait=is_waiting, cancel_futures=True)

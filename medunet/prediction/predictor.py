@@ -28,7 +28,7 @@ from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_fr
 from medunet.runtime.cuda import is_broken
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
-from .device import infer, prepare_tiles, reader_count
+from .device import infer, prepare_tiles, thread_count
 from .foreign import check_loading, saved_by_medunet
 from .manifest import CaseFile
 from .options import PredictOptions
@@ -39,8 +39,6 @@ from .source import Source, existing_result, first_path, from_array, parts, resu
 from .steps import as_compose, isolate_reading, preprocess_on, steps_up_to, typed_errors
 
 logger = logging.getLogger(__name__)
-
-STAGES_AFTER_READING = 2  # one case is computed and one is written; more in flight would only need more memory
 
 
 class _Transforms(NamedTuple):
@@ -160,8 +158,8 @@ class Predictor:
 
         Args:
             sources: the images.
-            done: called in the writing thread with every result, also with the last one after an early stop, which is
-                not yielded.
+            done: called in the writing threads with every result, also with the last ones after an early stop, which
+                are not yielded.
 
         Raises:
             ConfigError: no ``output_dir``, or one path instead of a list of sources.
@@ -170,8 +168,8 @@ class Predictor:
         if isinstance(sources, str | os.PathLike):
             raise ConfigError("sources must be a list of images", received=sources)
         free: SimpleQueue[_Transforms] = SimpleQueue()
-        readers = reader_count(self.device)
-        in_flight = readers + STAGES_AFTER_READING
+        threads = thread_count(self.device)
+        in_flight = 2 * threads + 1  # read, written and computed; more would only need more memory
         for _ in range(in_flight):
             free.put(copy.deepcopy(self._transforms))
 
@@ -188,7 +186,7 @@ class Predictor:
             return result
 
         compute = partial(self._guarded, self._compute)
-        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=in_flight, readers=readers)
+        yield from overlap(sources, read=read, compute=compute, write=write, in_flight=in_flight, threads=threads)
 
     def predict_case(self, source: Source) -> Path:
         """Predict one case, an image or one image per channel, and return the path of its label map.

@@ -6,8 +6,6 @@ bytes of the tensors of the bfloat16 network, and pooling reads at most 2^31 - 1
     python -m scripts.bench.gpu_plan [--read SECONDS --write SECONDS] [--readme docs/benchmarks/inference.md]
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import time
@@ -61,19 +59,19 @@ def _plan(network: UNet, most: float, widest: int) -> dict[str, Any]:
     return {"windows": len(sizes), "voxels": sum(sizes), "times_the_image": times, "largest_tensor": numbers}
 
 
-def waits(read: float, write: float, *, cases: int = 24, speed: float = 20.0) -> dict[str, float]:
-    """Return the share of the time in which the GPU waits, by number of reading threads; stages only sleep."""
+def waits(read: float, write: float, *, cases: int = 200, speed: float = 60.0) -> dict[str, float]:
+    """Return the share of the time in which the GPU waits, by number of threads; stages only sleep."""
     shares = {}
-    for readers in (1, 2, 4):
+    for threads in (1, 2, 4, 6):
 
         def stage(seconds: float) -> Any:
             return lambda case: time.sleep(seconds / speed) or case
 
         stages = {"read": stage(read), "compute": stage(COMPUTE_SECONDS), "write": stage(write)}
         begun = time.perf_counter()
-        for _ in overlap(range(cases), **stages, in_flight=readers + 2, readers=readers):
+        for _ in overlap(range(cases), **stages, in_flight=2 * threads + 1, threads=threads):
             pass
-        shares[str(readers)] = max(0.0, 1 - cases * COMPUTE_SECONDS / speed / (time.perf_counter() - begun))
+        shares[str(threads)] = max(0.0, 1 - cases * COMPUTE_SECONDS / speed / (time.perf_counter() - begun))
     return shares
 
 
@@ -88,31 +86,16 @@ def main() -> None:
     shares = waits(options.read, options.write)
     document = {"machine": where, "plans": rows, "read_s": options.read, "write_s": options.write, "waits": shares}
     write_json(RESULTS / "gpu_plan.json", document)
-    head = (
-        "channels",
-        "card, GB",
-        "estimate",
-        "windows",
-        "voxels evaluated, times the image",
-        "pooled tensor / 2^31",
-    )
+    head = ("channels", "card, GB", "estimate", "windows", "voxels evaluated, times the image", "pooled tensor / 2^31")
     cells = [
         (row["network"], row["card_gb"], row["kind"], row.get("windows", "none fits"))
         + (f"{row['times_the_image']:.2f}", f"{row['largest_tensor']:.2f}") * ("windows" in row)
         for row in rows
     ]
-    text = (
-        table(head, cells)
-        + "\n\n"
-        + table(
-            ("reading threads", "share of the time in which the GPU waits"),
-            [(readers, f"{100 * share:.0f} %") for readers, share in shares.items()],
-        )
-    )
-    text += (
-        f"\n\nReading a case takes {options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU "
-    )
-    text += f"{COMPUTE_SECONDS:g} s (assumed).\n\n{describe(where)}"
+    columns = ("threads that read, and that write", "share of the time in which the GPU waits")
+    waiting = table(columns, [(threads, f"{100 * share:.0f} %") for threads, share in shares.items()])
+    times = f"{options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU {COMPUTE_SECONDS:g} s"
+    text = f"{table(head, cells)}\n\n{waiting}\n\nReading a case takes {times} (assumed).\n\n{describe(where)}"
     print(text)
     if options.readme:
         write_between(options.readme, MARKS, text)

@@ -120,14 +120,20 @@ def test_a_caller_that_stops_early_leaves_no_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_several_threads_read_and_results_keep_their_order() -> None:
-    meeting = threading.Barrier(3)
+def test_several_threads_read_and_write_and_results_keep_their_order() -> None:
+    readers, writers = threading.Barrier(3), threading.Barrier(3)
 
     def read(n: int) -> int:
         if n < 3:
-            meeting.wait(PATIENCE_S)
+            readers.wait(PATIENCE_S)
         time.sleep(0.01 * (n % 3 == 0))  # the first of three is the last to be read
         return n
 
-    results = overlap(iter(range(12)), read=read, compute=same, write=same, in_flight=5, readers=3)
+    def write(n: int) -> int:
+        if n < 3:
+            writers.wait(PATIENCE_S)
+        time.sleep(0.01 * (n % 3 == 0))
+        return n
+
+    results = overlap(iter(range(12)), read=read, compute=same, write=write, in_flight=7, threads=3)
     assert list(results) == list(range(12))

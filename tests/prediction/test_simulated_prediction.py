@@ -101,8 +101,8 @@ def test_no_32_bit_kernel_gets_a_larger_tensor(
     large = UNet(3, 1, 14, channels=channels, norm="batch").eval()
     monkeypatch.setattr(memory, "_measure", lambda *_: False)
     plan = OverlapTileInferer("auto", sw_device="cuda").plan(BODY_CT, large)
-    whole = OverlapTileInferer(None, sw_device="cuda").plan(BODY_CT, large)
-    for tile in (*plan.tiles, *whole.tiles):  # max pooling reads the first level
+    others = [OverlapTileInferer(size, sw_device="cuda").plan(BODY_CT, large) for size in (None, 512)]
+    for tile in (tile for each in (plan, *others) for tile in each.tiles):  # max pooling reads the first level
         assert math.prod(tile.window_size) * channels[0] <= MOST_NUMBERS
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90200)  # its convolutions count in 32 bits as well
     memory._NUMBERS.clear()
