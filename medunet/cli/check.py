@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_NAMED = 3  # files in one row of the table; `--json` lists all
 SMALL_MM = 0.01  # below this many mm² or mm³, sizes are in µm² or µm³
+SHEET_HELP = "Also draw all cases with their labels, and the predictions of --run, into this PNG."
 RUN_HELP = "Also list the labels that disagree with the predictions of this cross-validation or evaluated run."
 _COLOURS = {"error": "bold red", "warning": "yellow"}
 
@@ -33,9 +34,7 @@ _COLOURS = {"error": "bold red", "warning": "yellow"}
 def check(
     data: opt.DataFolder,
     instances: opt.Instances = False,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw all cases with their labels into this PNG.")
-    ] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help=SHEET_HELP)] = None,
     run: Annotated[Path | None, typer.Option(metavar="RUN", help=RUN_HELP)] = None,
     group_by: opt.GroupBy = None,
     force: opt.Force = False,
@@ -53,15 +52,19 @@ def check(
         raise ConfigError("--sheet needs the voxels, which --headers does not read")
     require_new(sheet, force=force)
     from medunet.datasets import CaseView, examine
-    from medunet.io import ReadOptions
+    from medunet.io import ReadOptions, read_label
     from medunet.reports import ContactSheet
+    from medunet.runs.audit import audit_labels, held_out_maps
 
-    pictures = ContactSheet()
+    pictures, predictions = ContactSheet(), held_out_maps(run) if run is not None else {}
 
     def visit(view: CaseView) -> None:
         affine = view.record.geometry.affine if view.record.is_placed else None
         label = view.label if view.objects is None else view.objects
         pictures.add(view.case.name, view.image, label, affine=affine, instances=view.objects is not None)
+        if view.case.name in predictions:
+            pred = read_label(predictions[view.case.name], reference=view.record.geometry).image.numpy()
+            pictures.add(f"{view.case.name} (prediction)", view.image, pred, affine=affine)
 
     errors = Console(stderr=True)
     with opt.progress_bar(errors) as update:
@@ -76,15 +79,15 @@ def check(
             visit=visit if sheet is not None else None,
         )
     if run is not None and result.dataset is not None:
-        from medunet.runs.audit import audit_labels
-
         result.findings.extend(audit_labels(result.dataset, run))
     print_json(**result.as_dict())
     _print_tables(result)
     if sheet is not None and pictures.thumbnails and result.dataset is not None:
         # findings come with errors first, and the first of a case counts
-        severities = {finding.case: finding.severity for finding in reversed(result.findings)}
-        pictures.write(sheet, result.dataset.labels, severities=severities)
+        severities = {finding.case: finding.severity for finding in reversed(result.findings) if finding.case}
+        order = [finding.case for finding in result.findings if finding.case]
+        order = [name for case in order for name in (case, f"{case} (prediction)")] if predictions else []
+        pictures.write(sheet, result.dataset.labels, severities=severities, order=order)
         errors.print(f"contact sheet: {sheet}", highlight=False, soft_wrap=True)
     if result.fails:
         raise typer.Exit(opt.EXIT_CHECK_FAILED)

@@ -1,4 +1,4 @@
-"""A service: every study that arrives in a folder or from a DICOM node is segmented and measured.
+"""A service: every study that arrives in a folder or from a DICOM node is segmented, measured and reviewed.
 
 Names of files are digests of UIDs, because senders must not choose names. PS3.4, annex B, defines C-STORE.
 """
@@ -29,7 +29,9 @@ from medunet.io.dicom.sr import ENDING as SR_ENDING
 from medunet.io.dicom.tags import text
 from medunet.io.extras import import_extra
 from medunet.prediction import NamedSource, PredictOptions, Predictor
+from medunet.prediction.configuration import CALIBRATION
 from medunet.runs.measure import add_measurements
+from medunet.runs.review import write_reviews
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,9 @@ STORED, NO_ROOM, UNREADABLE = (0x0000, 0xB000, 0xB006, 0xB007), 0xA700, 0xC000  
 class Listener:
     """A resident predictor that segments every series of images that arrives, once.
 
-    `output` gets `results/STUDY/SERIES.dcm`, `SERIES_sr.dcm` and tables of the measurements, and `ledger.jsonl`, with
-    which another listener continues. A bundle, port or folder that cannot be used is a MedunetError.
+    `output` gets `results/STUDY/SERIES.dcm`, `SERIES_sr.dcm`, tables of the measurements, reviews if the bundle is
+    calibrated, and `ledger.jsonl`, with which another listener continues. A bundle, port or folder that cannot be used
+    is a MedunetError.
     """
 
     bundle: Path
@@ -71,6 +74,7 @@ class Listener:
         self._senders: dict[Any, set[str]] = defaultdict(set)  # studies that each connection brings
         self._seen: set[tuple[Path, int, int]] = set()
         fixed: dict[str, Any] = {"result_format": "dicom-seg", "measure": True, "isolated": True, "overwrite": True}
+        fixed["review"] = (self.bundle / CALIBRATION).is_file()
         with contextlib.ExitStack() as stack:
             stack.enter_context(claim(output))
             digest = bundle_digest(self.bundle, sorted(self.options.changes.items()))
@@ -206,7 +210,7 @@ class Listener:
         return None
 
     def _process(self, folder: Path) -> str:
-        begun, results, sources = time.perf_counter(), Counter[str](), []
+        begun, results, sources, done = time.perf_counter(), Counter[str](), [], []
         if reason := (folder / STATE).read_text():
             results[f"failed ({reason})"] += 1
         for series in sorted(path for path in folder.iterdir() if path.is_dir() and not reason):
@@ -223,7 +227,11 @@ class Listener:
                 add_measurements(self._results / folder.name, prediction.measurements)
                 self._unsent[outcome.name] = outcome
             self._ledger.add(outcome)
-            results["segmented" if cause is None else f"failed ({cause})"] += 1
+            done.append(prediction)
+            review = "" if prediction.review is None else f" ({prediction.review})"
+            results[f"segmented{review}" if cause is None else f"failed ({cause})"] += 1
+        if any(one.review is not None for one in done):
+            write_reviews(self._results / folder.name, done, self._predictor.structures)
         shutil.rmtree(folder.replace(self._done))  # if the process ends here, no half of the study remains to be used
         listed = ", ".join(f"{count} series {what}" for what, count in results.items())
         return f"study {folder.name[:12]}: {listed or 'empty'}, {time.perf_counter() - begun:.1f} s"

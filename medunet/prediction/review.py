@@ -59,6 +59,12 @@ class Review:
     classes: dict[str, dict[str, float | None]]  # the same four of each class or region
     flags: tuple[str, ...] = ()  # what the training cases never had
 
+    def __str__(self) -> str:
+        """Return a phrase such as 'expected Dice 0.71 to 0.94, 1 flag'."""
+        known = "unknown" if self.low is None else f"{self.low:.2f} to {self.high:.2f}"
+        count = len(self.flags)
+        return f"expected Dice {known}" + (f", {count} flag{'s' * (count != 1)}" if count else "")
+
     @property
     def is_calibrated(self) -> bool:
         """Whether the bundle has a calibration."""

@@ -94,7 +94,12 @@ class ContactSheet:
         self.thumbnails[name] = Thumbnail(picture, values, affine is not None, instances)
 
     def write(
-        self, path: str | os.PathLike[str], labels: Mapping[str, int], *, severities: Mapping[str, str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        labels: Mapping[str, int],
+        *,
+        severities: Mapping[str, str] | None = None,
+        order: Sequence[str] = (),
     ) -> Path:
         """Draw the sheet into a PNG file and return its path.
 
@@ -102,11 +107,13 @@ class ContactSheet:
             path: the file.
             labels: value by name, background first.
             severities: 'error' or 'warning' by name of a case; it sets the colour of the frame.
+            order: names of the first cases; the others follow by name.
 
         Raises:
             DataError: there is no case to show.
         """
-        names = sorted(self.thumbnails)[:MAX_CASES]
+        others = sorted(self.thumbnails.keys() - set(order))
+        names = [name for name in dict.fromkeys((*order, *others)) if name in self.thumbnails][:MAX_CASES]
         if not names:
             raise DataError("no case can be shown")
         columns = math.ceil(math.sqrt(len(names) * 1.5))

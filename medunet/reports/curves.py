@@ -1,4 +1,4 @@
-"""Curves of training runs: loss and validation Dice against epochs."""
+"""Curves of runs: loss and validation Dice against epochs, and the reliability of probabilities."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -56,6 +56,26 @@ def curve_panels(histories: Histories) -> list[Panel]:
     if any(record.get("val_dice") for history in drawn.values() for record in history):
         panels.append(Panel("validation Dice", partial(_dice, drawn, colours if several else {})))
     return panels
+
+
+def reliability_panels(runs: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """Return the reliability diagram of calibrated runs; `before` and `after` calibration have `bins` and `ece`.
+
+    A bin has the mean probability of the most likely class and the share of voxels that have this class.
+    """
+    title = "probability of the most likely class, and how often it is right"
+    return [Panel(title, partial(_reliability, runs))] if any(runs.values()) else []
+
+
+def _reliability(runs: Mapping[str, Mapping[str, Any]], axes: Axes, theme: Theme) -> None:
+    axes.axline((0, 0), slope=1, color=theme.faint)
+    for place, (name, calibration) in enumerate(runs.items()):
+        colour = RUN_COLOURS[place % len(RUN_COLOURS)]
+        for when, style in (("before", (0, (4, 2))), ("after", "-")) if calibration else ():
+            probability, right, _ = zip(*calibration[when]["bins"], strict=True)
+            label = f"{name} {when} calibration, error {calibration[when]['ece']:.4f}".strip()
+            axes.plot(probability, right, marker="o", markersize=4, color=colour, linestyle=style, label=label)
+    axes.legend(loc="upper left", fontsize=8, frameon=False, labelcolor=theme.ink)
 
 
 def _losses(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: Theme) -> None:

@@ -18,7 +18,7 @@ from medunet.metrics import CaseScores, summarise
 
 from .classes import class_colours
 from .comparison import compare, compared_metrics
-from .curves import EpochRecord, curve_panels
+from .curves import EpochRecord, curve_panels, reliability_panels
 from .distributions import EM_TITLES, difference_panel, distribution_panels, has_objects, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
@@ -49,6 +49,7 @@ class RunResults:
     trained_on: frozenset[str] = frozenset()  # names of cases that the network has seen in training
     groups: Mapping[str, str] = field(default_factory=dict)  # group of each case, such as its fold
     cleaning: Sequence[Sequence[str]] = ()  # header and rows of the postprocessing that was tried
+    reliability: Mapping[str, Any] = field(default_factory=dict)  # of `reliability_panels`; empty if not calibrated
     unit: str = "mm"  # of distances; "px" of pictures without a scale
 
 
@@ -160,7 +161,7 @@ def render_page(template: str, *, title: str, **values: Any) -> str:
 
 
 def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
-    """Return the panels by section: `scores`, `differences` if there are several runs, and `curves`."""
+    """Return the panels by section: `scores`, `differences` if there are several runs, `reliability`, and `curves`."""
     cases = {letter: run.cases for letter, run in runs.items() if run.cases}
     unit = _unit(runs.values())
     sections = {"scores": distribution_panels(cases, names=class_names([*runs.values()]), unit=unit) if cases else []}
@@ -176,8 +177,10 @@ def _figures(runs: Mapping[str, RunResults]) -> dict[str, list[Panel]]:
             if comparison.cases
             for metric in compared_metrics(cases)
         ]
+    several = len(runs) > 1
+    sections["reliability"] = reliability_panels({letter * several: run.reliability for letter, run in runs.items()})
     histories = {
-        " ".join(filter(None, (letter if len(runs) > 1 else "", name if len(run.histories) > 1 else ""))): history
+        " ".join(filter(None, (letter * several, name if len(run.histories) > 1 else ""))): history
         for letter, run in runs.items()
         for name, history in run.histories.items()
     }

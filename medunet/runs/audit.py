@@ -30,11 +30,9 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
         ConfigError: a run of objects.
         DataError: there are no predictions of cases that the run was not trained on.
     """
-    config, found = read_own(run, "evaluate"), []
+    config, maps, found = read_own(run, "evaluate"), held_out_maps(run), []
     if config.get("instances"):
         raise ConfigError("an audit is for classes, and this run predicts objects", file=run)
-    folders = sorted(run.glob("fold_*/predictions")) or [run / EVALUATION / "predictions"]
-    maps = {name: path for folder in folders if folder.is_dir() for name, path in label_maps(folder).items()}
     labels = class_values(config)
     structures = region_values(config) or {name: [value] for name, value in [*labels.items()][1:]}
     for case in dataset.cases:
@@ -54,6 +52,12 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
         for score, cause, name, file in sorted(found)
         if score < limit
     ]
+
+
+def held_out_maps(run: Path) -> dict[str, Path]:
+    """Return the predictions of a run or cross-validation by name, of cases that it was not trained on."""
+    folders = sorted(run.glob("fold_*/predictions")) or [run / EVALUATION / "predictions"]
+    return {name: path for folder in folders if folder.is_dir() for name, path in label_maps(folder).items()}
 
 
 def diagnose(pred: Labels, ref: Labels, structures: Mapping[str, Sequence[int]]) -> tuple[float, str]:

@@ -9,12 +9,14 @@ from typing import Any, cast
 
 from medunet.bundle.explain import settings_of
 from medunet.bundle.read import read_own
+from medunet.config import read_json
 from medunet.datasets import SegmentationDataset
 from medunet.errors import DataError
 from medunet.io import split_suffix
 from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule
+from medunet.prediction.configuration import CALIBRATION
 from medunet.reports import EpochRecord, RunResults
 from medunet.runs.ensemble import DECISION_NAME, rule_table
 from medunet.runs.evaluate import OUT_OF_FOLD, PICTURES, class_values, region_values
@@ -93,6 +95,7 @@ def find_run(
         trained_on=trained_on,
         groups=groups,
         cleaning=_rules_tried(run / DECISION_NAME) if is_joined else (),
+        reliability=read_json(run / CALIBRATION)["probabilities"] if (run / CALIBRATION).is_file() else {},
         unit="px" if endings and endings <= PICTURES else "mm",  # pictures have no scale
     )
     labels = class_values(config)

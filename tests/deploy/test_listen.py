@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import re
 import shutil
 import socket
 import time
@@ -21,6 +22,8 @@ from medunet.deploy.listen import Listener
 from medunet.deploy.monailabel.server import usable_port
 from medunet.errors import ConfigError, DataError
 from medunet.prediction import PredictOptions
+from medunet.prediction.configuration import CALIBRATION
+from medunet.prediction.review import fit_reviews
 
 net = pytest.importorskip("pynetdicom", reason="pynetdicom is absent: pip install 'medunet[listen]'")
 pytest.importorskip("highdicom")
@@ -48,7 +51,8 @@ def start(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Listener]]:
 
         def make(**options: Any) -> Listener:
             stack.close()  # the one before
-            listener = Listener(bundle, tmp_path / "out", PredictOptions(device="cpu"), **{"settle": 0.3, **options})
+            given = {"bundle": bundle, "settle": 0.3, **options}
+            listener = Listener(output=tmp_path / "out", options=PredictOptions(device="cpu"), **given)
             stack.callback(listener.close)
             return listener
 
@@ -256,6 +260,25 @@ def test_results_are_sent_until_the_node_has_stored_them(start, make_study, monk
     entries = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
     assert entries[-1]["sent"]
     assert "it does not store a result" in caplog.text
+
+
+def test_a_calibrated_bundle_reviews_every_series(start, bundle, make_study, tmp_path):
+    names = list(start(store=tmp_path)._predictor.structures)
+    rows = [{"agreement": dict.fromkeys(names, k / 40), "dice": dict.fromkeys(names, k / 40)} for k in range(40)]
+    document = {**fit_reviews(rows, names), "training": {f"{name} size": [[0.0], [1e9]] for name in names}}
+    document["training"]["modality"] = ["MR"]
+    calibrated = shutil.copytree(bundle, tmp_path / "calibrated")
+    (calibrated / CALIBRATION).write_text(json.dumps(document))
+    listener = start(store=tmp_path / "a", bundle=calibrated)
+    make_study("a")
+    (line,) = lines_of(listener)
+    assert re.search(r"1 series segmented \(expected Dice 0\.00 to \d\.\d\d, [1-9] flags?\), ", line)
+    (review,) = (tmp_path / "out" / "results").glob("*/review.json")
+    (case,) = json.loads(review.read_text())["cases"]
+    assert "modality: CT; training had MR" in case["flags"]
+    page = review.with_suffix(".html").read_text()
+    assert "data:image/png" in page
+    assert not [word for word in WORDS if word in page + line]
 
 
 def test_a_folder_is_watched_and_not_changed(start, make_study, tmp_path, caplog):

@@ -199,6 +199,19 @@ def test_a_run_without_metrics_shows_its_curves_and_a_bare_run_is_accepted(tmp_p
     assert Page(write_report(tmp_path / "r.html", [RunResults("empty")], title="empty")).open == []
 
 
+def test_calibrated_runs_have_a_reliability_diagram(tmp_path: Path) -> None:
+    before = {"bins": [[0.6, 0.5, 0.4], [0.9, 0.7, 0.6]], "ece": 0.16}
+    after = {"bins": [[0.6, 0.5, 0.4], [0.9, 0.9, 0.6]], "ece": 0.04}
+    runs = [results("a", reliability={"before": before, "after": after, "temperature": 2.0}), results("b")]
+    text = write_report(tmp_path / "r.html", runs, title="x").read_text()
+    assert "A before calibration, error 0.1600" in text
+    assert "A after calibration, error 0.0400" in text
+    assert "B after" not in text
+    assert 'href="#probabilities"' in text
+    assert {path.stem for path in write_figures(tmp_path, runs)} >= {"reliability"}
+    assert "#probabilities" not in write_report(tmp_path / "r.html", [results()], title="x").read_text()
+
+
 def test_em_scores_have_tiles_and_columns(tmp_path: Path) -> None:
     found = Page(write_report(tmp_path / "r.html", [RunResults("em", cases=[em_case("em_16")])], title="EM"))
     assert found.text.count("1.0000") == 4  # V_rand and V_info, tile and column

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import Medunet
 from monai.inferers import SimpleInferer
+from PIL import Image
 
 from medunet.bundle import specialise
 from medunet.config import apply, read_json, to_json
@@ -17,6 +19,7 @@ from medunet.inferers import ProbabilityInferer
 from medunet.io import read_volume, write_volume
 from medunet.prediction import Predictor
 from medunet.prediction.configuration import CALIBRATION, TEMPERATURE
+from medunet.reports.contact_sheet import CAPTION, FRAMES, GAP, TILE
 from medunet.runs.audit import audit_labels, diagnose
 from medunet.runs.ensemble import write_ensemble
 from medunet.runs.review import calibrate, fit_temperature, write_reviews
@@ -149,7 +152,9 @@ def test_wrong_labels_are_found_with_their_cause() -> None:
     assert [diagnose(pred, ref, classes)[1] for ref in expected.values()] == list(expected)
 
 
-def test_an_audit_lists_the_worst_label_first(run: Path, data: Path, tmp_path: Path) -> None:
+def test_an_audit_lists_and_draws_the_worst_label_first(
+    run: Path, data: Path, tmp_path: Path, medunet: Medunet
+) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     predictions = copy / "evaluation" / "predictions"
     shutil.copytree(data / "labelsTr", predictions)
@@ -161,3 +166,11 @@ def test_an_audit_lists_the_worst_label_first(run: Path, data: Path, tmp_path: P
     (finding,) = audit_labels(dataset, copy)
     assert (finding.case, finding.severity) == (worst.name, "warning")
     assert finding.cause.startswith(f"{worst.name}: Dice 0.")
+    assert medunet("check", data, "--run", copy, "--sheet", tmp_path / "sheet.png") == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    top, tile = CAPTION + GAP, slice(CAPTION + GAP, CAPTION + GAP + TILE)
+    assert sheet[top - 2, GAP].tolist() == list(FRAMES["warning"])  # of the first case; beside it is its prediction
+    label, pred = (sheet[tile, GAP + n * (TILE + GAP) + 8 : (n + 1) * (TILE + GAP) - 8] for n in (0, 1))
+    assert label.std() > 0
+    assert pred.std() > 0
+    assert (label != pred).any()
