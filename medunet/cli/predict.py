@@ -124,11 +124,9 @@ def predict(
         if manifest is not None:
             check_target(manifest.parent)
     is_cohort = on is not None or is_url or inputs[0].lower().endswith(".csv")
-    if is_cohort and (deidentify or isolate or measure or review):
-        wanted = {"--deidentify": deidentify, "--isolate": isolate, "--measure": measure, "--review": review}
-        received = next(name for name, is_given in wanted.items() if is_given)
+    if is_cohort and (deidentify or isolate):
+        received = "--deidentify" if deidentify else "--isolate"
         remedy = "predict files or folders, or put pseudonyms into the column `name` of the cohort file"
-        remedy = "run `medunet measure` on the results" if received == "--measure" else remedy
         raise ConfigError("not supported for cohort files, DICOMweb stores and Ray", received=received, remedy=remedy)
     from medunet.datasets import list_inputs
     from medunet.io import Pseudonyms
@@ -158,9 +156,19 @@ def predict(
         return
     record = Manifest(folder, replace(options, output_dir=output), is_local=on is None)
     if is_cohort:
-        cluster = {"where": on or "here", "case_seconds": case_timeout, "replace": force}
+        cluster: dict[str, Any] = {"where": on or "here", "case_seconds": case_timeout, "replace": force}
         at_end(lambda code: _publish(record, manifest, code))
-        _predict_cohort(folder, inputs, output, options, record, query=query or (), send_back=send_back, **cluster)
+        _predict_cohort(
+            folder,
+            inputs,
+            output,
+            options,
+            record,
+            query=query or (),
+            send_back=send_back,
+            below=review_below,
+            **cluster,
+        )
         return
     begun = time.perf_counter()
     predictor = Predictor(folder, options, output_dir=output, overwrite=force, skip_done=skip_existing)
@@ -188,21 +196,7 @@ def predict(
     except KeyboardInterrupt:
         interrupted = True
     seconds = time.perf_counter() - loaded
-    if rows := [row for result in results for row in result.measurements]:
-        from medunet.runs.measure import add_measurements
-
-        add_measurements(output, rows)
-    reviews = [result.review for result in results if result.review is not None]
-    doubtful = [one.case for one in reviews if review_below is not None and one.is_below(review_below)]
-    if reviews:
-        from medunet.runs.review import write_reviews
-
-        page = write_reviews(output, results, predictor.structures)
-        if not reviews[0].is_calibrated:
-            console.print(f"[yellow]warning[/] {NOT_CALIBRATED}", highlight=False, soft_wrap=True)
-        below = "" if review_below is None else f", {len(doubtful)} below {review_below:g}"
-        count = f"reviewed {len(reviews)}, {sum(bool(one.flags) for one in reviews)} flagged{below}"
-        console.print(escape(f"{count}: {page}"), soft_wrap=True)
+    doubtful = _write_tables(output, results, predictor.structures, review_below)
     if pseudonyms is not None and pseudonym_table is not None:
         with atomic_path(pseudonym_table) as temporary:
             temporary.touch(mode=0o600)  # only its owner may read it
@@ -221,6 +215,27 @@ def predict(
         raise KeyboardInterrupt
     if failed or doubtful:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
+
+
+def _write_tables(output: Path, results: Sequence[Prediction], structures: Any, below: float | None) -> int:
+    """Write the measurements and reviews, and return the number of cases whose expected Dice is below the limit."""
+    if rows := [row for result in results for row in result.measurements]:
+        from medunet.runs.measure import add_measurements
+
+        add_measurements(output, rows)
+    reviews = [result.review for result in results if result.review is not None]
+    doubtful = sum(below is not None and one.is_below(below) for one in reviews)
+    if reviews:
+        from medunet.runs.review import write_reviews
+
+        console = opt.plain_console(stderr=True)
+        page = write_reviews(output, results, structures)
+        if not reviews[0].is_calibrated:
+            console.print(f"[yellow]warning[/] {NOT_CALIBRATED}", highlight=False, soft_wrap=True)
+        count = f"reviewed {len(reviews)}, {sum(bool(one.flags) for one in reviews)} flagged"
+        count += "" if below is None else f", {doubtful} below {below:g}"
+        console.print(escape(f"{count}: {page}"), soft_wrap=True)
+    return doubtful
 
 
 def _show_preview(bundle: Path, inputs: Sequence[str], options: PredictOptions) -> None:
@@ -253,10 +268,13 @@ def _predict_cohort(
     *,
     query: Sequence[str],
     send_back: bool,
+    below: float | None,
     **cluster: Any,
 ) -> None:
     """Predict the cases of one cohort file, folder or DICOMweb store; the exit code tells whether all have results."""
+    from medunet.bundle.read import read_own
     from medunet.deploy.cluster import LEDGER_NAME, DicomWebStore, predict_cohort
+    from medunet.runs.evaluate import structure_values
 
     if len(inputs) != 1:
         raise ConfigError("a cohort must be one CSV file, folder or store", received=f"{len(inputs)} inputs")
@@ -294,11 +312,14 @@ def _predict_cohort(
         escape(f"{done} of {opt.count(result.cases, 'case')} have results in {result.output}, {failed} failed")
     )
     console.print(escape(f"results of every case: {result.output / LEDGER_NAME}"))
+    structures = structure_values(read_own(bundle, "inference"))
+    doubtful = _write_tables(output, [outcome.prediction(output) for outcome in result.outcomes], structures, below)
     again = "rerun the command without --force" if cluster["replace"] else "rerun the command"
     if result.is_interrupted:
         raise KeyboardInterrupt(f"all written files are complete; {again} to continue")
     if failed:
         console.print(f"{again} to retry the failed cases")
+    if failed or doubtful:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
 
 

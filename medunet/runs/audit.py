@@ -14,7 +14,7 @@ from medunet.metrics import dice
 from medunet.metrics.overlap import mean_of_known
 from medunet.prediction import Pair, read_pair
 from medunet.prediction.evaluation import label_maps
-from medunet.runs.evaluate import class_values, region_values
+from medunet.runs.evaluate import class_values, structure_values
 from medunet.runs.seen import EVALUATION
 
 MIN_GAIN = 0.1  # of the mean Dice, by which a correction must bring the label closer to the prediction
@@ -34,7 +34,7 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
     if config.get("instances"):
         raise ConfigError("an audit is for classes, and this run predicts objects", file=run)
     labels = class_values(config)
-    structures = region_values(config) or {name: [value] for name, value in [*labels.items()][1:]}
+    structures = structure_values(config)
     for case in dataset.cases:
         if case.label is not None and case.name in maps:
             volumes = read_pair(Pair(case.name, maps[case.name], case.label, case.images[0]), labels)

@@ -162,6 +162,12 @@ def region_values(config: Mapping[str, Any]) -> dict[str, list[int]]:
     return dict(zip(config.get("region_names", ()), config.get("region_values", ()), strict=True))
 
 
+def structure_values(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the values in files of each region, or of each class but the first, the background."""
+    classes = {name: [value] for name, value in [*class_values(config).items()][1:]}
+    return region_values(config) or classes
+
+
 def evaluate_folders(
     predictions: Path,
     references: Path,

@@ -27,7 +27,7 @@ from medunet.metrics.tables import rows_text
 from medunet.prediction import Prediction, Predictor
 from medunet.prediction.configuration import CALIBRATION, TEMPERATURE
 from medunet.prediction.review import describe_case, fit_reviews, summarise_facts
-from medunet.prediction.source import parts
+from medunet.prediction.source import first_path, parts
 from medunet.prediction.steps import steps_up_to
 from medunet.reports import render_overlay
 from medunet.reports.page import render_page
@@ -188,7 +188,8 @@ def write_reviews(output: Path, predictions: Sequence[Prediction], structures: M
         for case in cases
         for name, values in case["classes"].items()
     ]
-    for name in [case["case"] for case in cases if case["case"] in found][:MAX_PICTURES]:
+    local = {name for name, (one, _) in found.items() if Path(first_path(one.source)).exists()}  # else in a store
+    for name in [case["case"] for case in cases if case["case"] in local][:MAX_PICTURES]:
         try:
             pictures[name] = b64encode(_picture(found[name][0], structures or {"label": range(1, 256)})).decode()
         except MedunetError as error:  # such as an image that was moved meanwhile

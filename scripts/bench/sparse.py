@@ -1,13 +1,13 @@
 """Hippocampus with a few annotated slices per training volume beside full labels, after the same number of steps.
 
-    python -m scripts.bench.sparse --data DATA/Task04_Hippocampus [--steps 600] [--slices 3]
+    python -m scripts.bench.sparse --data DATA/Task04_Hippocampus [--steps 600] [--slices 3] [--parallel]
 
-The slices are axial and evenly spaced within the extent of the structures; all other voxels are `ignore`. Fold 0 of
-the sorted names is held out and evaluated with full labels. The network is narrow, so that a run takes minutes on one
-core. Results go to scripts/results/sparse.json and are printed as a table.
+The slices pass through the structures at random places, each perpendicular to the next of the three axes, as in the
+3D U-Net paper (Cicek et al., MICCAI 2016). With --parallel they are axial and evenly spaced within the extent of the
+structures, so that no voxel above and below is annotated. All other voxels are `ignore`. Fold 0 of the sorted names is
+held out and evaluated with full labels. The network is narrow, so that a run takes minutes on one core. Results go to
+scripts/results/sparse.json and are printed as a table.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -31,10 +31,22 @@ NARROW: dict[str, Any] = {
     "steps_per_epoch": 40,
 }
 IGNORE = 3
-AXIS = 2  # of the slices
+AXIS = 2  # of parallel slices
 
 
-def sparse_copy(dataset: SegmentationDataset, folder: Path, slices: int, held_out: list[str]) -> Path:
+def annotated(label: np.ndarray, slices: int, *, parallel: bool, seed: int) -> np.ndarray:
+    """Return which voxels of a label are annotated."""
+    known, random = np.zeros(label.shape, bool), np.random.default_rng(seed)
+    for number in range(slices):
+        axis, share = (AXIS, (number + 0.5) / slices) if parallel else (number % 3, random.uniform(0.2, 0.8))
+        found = np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis})))
+        np.moveaxis(known, axis, 0)[round(found[0] + share * (found[-1] - found[0]))] = True
+    return known
+
+
+def sparse_copy(
+    dataset: SegmentationDataset, folder: Path, slices: int, held_out: list[str], *, parallel: bool
+) -> Path:
     """Write a data set whose training labels have only some slices, and return its folder."""
     manifest = read_json(dataset.root / "dataset.json")
     manifest["labels"] = {**manifest["labels"], str(IGNORE): "ignore"}
@@ -42,17 +54,12 @@ def sparse_copy(dataset: SegmentationDataset, folder: Path, slices: int, held_ou
     (folder / "dataset.json").write_text(json.dumps(manifest))
     if not (folder / "imagesTr").exists():
         (folder / "imagesTr").symlink_to((dataset.root / "imagesTr").resolve())
-    for case in dataset.cases:
+    for seed, case in enumerate(dataset.cases):
         assert case.label is not None
         image = nib.load(case.label)
         label = np.asanyarray(image.dataobj).astype(np.uint8)
         if case.name not in held_out:
-            found = np.flatnonzero(label.any(axis=tuple(axis for axis in range(3) if axis != AXIS)))
-            shares = (np.arange(slices) + 0.5) / slices
-            kept = np.rint(found[0] + shares * (found[-1] - found[0])).astype(int)
-            ignored = np.ones(label.shape[AXIS], bool)
-            ignored[kept] = False
-            np.moveaxis(label, AXIS, 0)[ignored] = IGNORE
+            label[~annotated(label, slices, parallel=parallel, seed=seed)] = IGNORE
         nib.save(nib.Nifti1Image(label, image.affine), folder / "labelsTr" / case.label.name)
     return folder
 
@@ -75,12 +82,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench_sparse"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--slices", type=int, default=3)
+    parser.add_argument("--parallel", action="store_true")
     options = parser.parse_args()
     dataset = open_dataset(options.data)
     held_out = [case.name for case in fold_by_name(dataset.cases)[1]]
-    sparse = sparse_copy(dataset, options.work / "data", options.slices, held_out)
-    rows = {}
-    for name, data in ((f"{options.slices} slices", sparse), ("full labels", options.data)):
+    sparse = sparse_copy(dataset, options.work / "data", options.slices, held_out, parallel=options.parallel)
+    rows, kind = {}, "parallel slices" if options.parallel else "slices"
+    for name, data in ((f"{options.slices} {kind}", sparse), ("full labels", options.data)):
         rows[name] = dice(data, options.work / name.replace(" ", "_"), steps=options.steps, held_out=held_out)
         print(name, rows[name], flush=True)
     where = machine()

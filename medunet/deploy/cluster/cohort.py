@@ -76,7 +76,8 @@ def predict_cohort(
 
     Raises:
         SecurityError: the bundle is not trusted.
-        MedunetError: a cohort file, bundle or device that cannot be used; results of another bundle; Ray is missing.
+        MedunetError: a cohort file, bundle or device that cannot be used; results of another bundle or of other
+            options; Ray is missing.
     """
     options = dataclasses.replace(options or PredictOptions(), **changes)
     ensemble = [Path(one).resolve() for one in options.ensemble]
@@ -86,7 +87,8 @@ def predict_cohort(
     channels = int(read_own(bundle, "inference")["in_channels"])
     cases: list[Case] = [*read_cohort(source, channels=channels)] if isinstance(source, Path) else list(source)
     members = [bundle_digest(one) for one in ensemble]
-    settings = (options.probabilities, options.tta, options.result_format, sorted(options.changes.items()), members)
+    wanted = (options.probabilities, options.measure, options.review)
+    settings = (wanted, options.tta, options.result_format, sorted(options.changes.items()), members)
     ray = join_cluster() if where == "ray" else None
     interrupted = False
     with claim(output), Ledger(output, digest=bundle_digest(bundle, *settings), replace=replace) as ledger:

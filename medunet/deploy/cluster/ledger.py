@@ -13,7 +13,7 @@ from typing import Any
 
 from medunet.errors import DataError
 from medunet.files import sha256_of, sync_folder
-from medunet.prediction import Prediction, Status
+from medunet.prediction import Prediction, Review, Status
 from medunet.runtime import SAFE_SUFFIX
 from medunet.training import LAST_NAME, PREVIOUS_NAME
 
@@ -35,6 +35,8 @@ class Outcome:
     warnings: Sequence[str] = ()  # what the reader found unusual
     inputs: Sequence[Mapping[str, Any]] = ()  # fields of `CaseFile`
     outputs: Sequence[Mapping[str, Any]] = ()
+    measurements: Sequence[Mapping[str, Any]] = ()
+    review: Review | None = None
 
     @classmethod
     def of(cls, prediction: Prediction, output: Path) -> "Outcome":
@@ -50,6 +52,18 @@ class Outcome:
             warnings=prediction.warnings,
             inputs=[asdict(file) for file in prediction.inputs],
             outputs=[asdict(file) for file in prediction.outputs],
+            measurements=prediction.measurements,
+            review=prediction.review,
+        )
+
+    def prediction(self, output: Path) -> Prediction:
+        """Return what is known of the prediction of a case, whose results are in a folder."""
+        return Prediction(
+            source=[file["path"] for file in self.inputs],
+            path=None if self.path is None else output / self.path,
+            name=self.name,
+            measurements=[dict(row) for row in self.measurements],
+            review=self.review,
         )
 
     @property
@@ -81,9 +95,13 @@ class Ledger:
                     known, self.replaces = entry["bundle"], entry.get("replaces", False)
                 elif "name" in entry:
                     del entry["time"]
+                    entry["review"] = Review(**entry["review"]) if entry.get("review") else None
                     self.outcomes[entry["name"]] = Outcome(**entry)
         if known not in (None, digest):
-            cause, remedy = "the output folder has results of another bundle", "choose another --output, or add --force"
+            cause, remedy = (
+                "the output folder has results of another bundle or of other options",
+                "choose another --output, or add --force",
+            )
             raise DataError(cause, file=self.path, remedy=remedy)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")

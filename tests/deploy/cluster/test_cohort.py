@@ -1,5 +1,6 @@
 """A cohort of studies: every case is accounted for, here and on a Ray cluster of two machines."""
 
+import json
 import os
 import shutil
 import sys
@@ -268,6 +269,23 @@ def test_the_command_reports_failures(
     printed = capsys.readouterr().err
     assert "site_0/case_0000" in printed
     assert "2 of 3 cases have results" in printed
+
+
+def test_a_cohort_is_measured_and_reviewed_also_when_it_continues(
+    bundle: Path, tmp_path: Path, medunet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort, out = make_cohort(tmp_path / "in", cases=3), tmp_path / "out"
+    command = ("predict", bundle, cohort, "--output", out, "--device", "cpu")
+    names = {f"site_{index}/case_000{index}" for index in range(3)}
+    for _ in range(2):
+        assert medunet(*command, "--measure", "--review", "--review-below", "1") == 3
+        assert "reviewed 3, 0 flagged, 3 below 1" in capsys.readouterr().err
+        assert {case["case"] for case in json.loads((out / "review.json").read_text())["cases"]} == names
+        assert (out / "review.html").read_text().count("data:image/png") == 3
+        assert {row["case"] for row in json.loads((out / "measurements.json").read_text())["measurements"]} == names
+        (out / "review.json").unlink()
+    assert medunet(*command) == 2
+    assert "of other options" in capsys.readouterr().err
 
 
 def test_without_ray_the_extra_is_named(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
