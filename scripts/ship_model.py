@@ -4,11 +4,10 @@
 
 `facts.json` has what a run does not know: `name`, `description`, `task`, `data_source`, `copyright` of metadata.json,
 `licence` (short name), `labels` (new names of the classes, by the old name), and `card` (paragraphs on use, data and
-limits). `metrics.json` is what `medunet evaluate` wrote for images that were not used in training. The figures also go
-into `bundles/models.json`, the registry of trained models.
+limits). `metrics.json` is what `medunet evaluate` wrote for images that were not used in training. A run that `medunet
+evaluate --calibrate` has calibrated keeps its calibration. The figures also go into `bundles/models.json`, the registry
+of trained models.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
@@ -21,7 +20,9 @@ from safetensors.torch import save_file
 from medunet.bundle import find_bundle
 from medunet.config import read_json
 from medunet.files import sha256_of
+from medunet.prediction.configuration import CALIBRATION
 from medunet.resources import WEIGHTS
+from medunet.runs.card import EXPECTED_DICE
 from medunet.runtime.weights import load_checkpoint
 from medunet.trust import record_weights
 
@@ -71,6 +72,13 @@ def ship(run: Path, target: Path, facts: dict[str, Any], scores: dict[str, Any])
     about += ", all objects together." if scores.get("objects") else "; mean over the images."
     table = ["| metric | value |", "| --- | --- |", *rows]
     lines = [f"# {facts['name']}", *card, "## Results", about, "\n".join(table)]
+    if (run / CALIBRATION).is_file():
+        text = (run / CALIBRATION).read_text(encoding="utf-8")
+        for old, new in names.items():
+            text = text.replace(f'"{old}"', f'"{new}"').replace(f'"{old} ', f'"{new} ')
+        (target / CALIBRATION).write_text(text, encoding="utf-8")
+        heading = f"## {EXPECTED_DICE}\n\n"
+        lines += [heading.strip(), (run / CARD).read_text(encoding="utf-8").partition(heading)[2].strip()]
     (target / CARD).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     registry = target.parent / "models.json"
     entry = {"version": read_json(target / "configs" / "metadata.json")["version"], "task": facts["task"]}
