@@ -22,6 +22,7 @@ CHEAP_VOXELS = 2_000_000  # voxels of all views of the median image; about a sec
 THIN = 4.0  # voxels; the border of a thinner class between voxels decides about its Dice
 ENLARGED = (1.15, 1.3)  # enlarged views of a small volume: the upper end of `scale_range`, and a little more
 BENT_SHARE = 1 / 3  # of the thinnest thickness; control points that move by more tear the structure
+WEAK_STEPS = ["@augment#brightness", "@augment#shift", "@augment#noise"]
 ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])  # ids that train.json does not have
 
 
@@ -49,6 +50,16 @@ def normalisation(data: Fingerprint) -> Decision:
         return Decision("steps::normalize", value, reason, numbers)
     value = {"_target_": "medunet.transforms.NormalizeChannelsd", "keys": "image", "channels": rules}
     return Decision("steps::normalize", value, reason + "; other channels per image", kinds)
+
+
+def intensity(data: Fingerprint) -> list[Decision]:
+    """Change the intensities of CT little, because they are absolute; the bundle's changes are for MR."""
+    kinds = ", ".join(f"{channel.name}: {channel.kind}" for channel in data.channels)
+    if data.spatial_dims != 3 or all(channel.kind != "CT" for channel in data.channels):
+        return []
+    reason = "CT: Hounsfield units are absolute, so shading, contrast and sharpness do not change"
+    noise = Decision("augment::noise::std", [0.0, 0.1], "CT: strong noise was not measured", kinds)
+    return [Decision("intensity_steps", WEAK_STEPS, reason, kinds), noise]
 
 
 def cropping(data: Fingerprint) -> list[Decision]:

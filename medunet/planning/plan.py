@@ -90,7 +90,7 @@ def plan(
     target = resolve_device(device)
     budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
-    decisions = [*_data(dataset), choices.normalisation(fingerprint)]
+    decisions = [*_data(dataset), choices.normalisation(fingerprint), *choices.intensity(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
     elif grid.factor > 1:

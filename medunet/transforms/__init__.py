@@ -22,6 +22,7 @@ from .intensity import AboveThreshold as AboveThreshold
 from .intensity import BatchIntensity as BatchIntensity
 from .intensity import NonZero as NonZero
 from .intensity import NormalizeChannelsd as NormalizeChannelsd
+from .intensity import RandBiasd as RandBiasd
 from .intensity import RandNoised as RandNoised
 from .labels import IGNORE_INDEX as IGNORE_INDEX
 from .labels import BlankIgnoredd as BlankIgnoredd

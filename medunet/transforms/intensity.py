@@ -1,12 +1,21 @@
 """Intensities: normalisation per channel, and random changes of single images and of whole batches on their device."""
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform, RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms import (
+    MapTransform,
+    RandAdjustContrastd,
+    RandGaussianSmoothd,
+    RandomizableTransform,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSimulateLowResolutiond,
+)
 from scipy.ndimage import binary_fill_holes
 
 from medunet.errors import ConfigError, DataError
@@ -119,7 +128,34 @@ class AboveThreshold:
         return mask if bool(mask.any()) else torch.ones_like(mask)
 
 
-class RandNoised(RandomizableTransform, MapTransform):
+class _RandStrengthd(RandomizableTransform, MapTransform):
+    """Base of changes whose strength is random; integer images become float32."""
+
+    def __init__(self, keys: KeysCollection, *, prob: float = 0.1, std: Sequence[float] = (0.0, 0.1)) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if len(std) != 2 or not 0 <= std[0] <= std[1]:
+            raise ConfigError("std must be two numbers >= 0, smallest first", received=list(std))
+        self.std = (float(std[0]), float(std[1]))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the item with changed images."""
+        item = dict(data)
+        self.randomize(None)
+        strength, seed = self.R.uniform(*self.std), int(self.R.randint(SEED_LIMIT))
+        generators: dict[torch.device, torch.Generator] = {}
+        for key in self.key_iterator(item) if self._do_transform else ():
+            image = plain(item[key])
+            image = image if image.is_floating_point() else image.float()
+            generator = generators.setdefault(image.device, torch.Generator(image.device).manual_seed(seed))
+            item[key] = like(self._changed(image, strength, generator), item[key])
+        return item
+
+    @abstractmethod
+    def _changed(self, image: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor: ...
+
+
+class RandNoised(_RandStrengthd):
     """Add Gaussian noise of a random strength.
 
     MONAI's `RandGaussianNoised` draws float64 numbers with NumPy on the CPU, which takes five times as long. Here
@@ -130,7 +166,6 @@ class RandNoised(RandomizableTransform, MapTransform):
         keys: keys of images `(C, *spatial)`, tensors or arrays.
         prob: probability of adding noise.
         std: smallest and largest standard deviation, uniform, in units of the image.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: `std` is not a range.
@@ -141,60 +176,54 @@ class RandNoised(RandomizableTransform, MapTransform):
         '0.10'
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        prob: float = 0.1,
-        std: Sequence[float] = (0.0, 0.1),
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
-        if len(std) != 2 or not 0 <= std[0] <= std[1]:
-            raise ConfigError("std must be two numbers >= 0, smallest first", received=list(std))
-        self.std = (float(std[0]), float(std[1]))
-        self._strength = 0.0
-        self._seed = 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw whether to add noise, its strength and its seed."""
-        super().randomize(None)
-        self._strength = self.R.uniform(*self.std)
-        self._seed = int(self.R.randint(SEED_LIMIT))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with noisy images."""
-        item = dict(data)
-        self.randomize()
-        if not self._do_transform:
-            return item
-        generators: dict[torch.device, torch.Generator] = {}
-        for key in self.key_iterator(item):
-            image = plain(item[key])
-            if image.device not in generators:
-                generators[image.device] = torch.Generator(image.device).manual_seed(self._seed)
-            dtype = image.dtype if image.is_floating_point() else torch.float32
-            noise = torch.randn(image.shape, dtype=dtype, device=image.device, generator=generators[image.device])
-            item[key] = like(noise.mul_(self._strength).add_(image), item[key])
-        return item
+    def _changed(self, image: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(image.shape, dtype=image.dtype, device=image.device, generator=generator)
+        return noise.mul_(strength).add_(image)
 
 
-KINDS = (RandScaleIntensityd, RandShiftIntensityd, RandNoised)  # the transforms that `BatchIntensity` can do
+class RandBiasd(_RandStrengthd):
+    """Shade images like the bias field of MR: multiply them by the exponential of a random polynomial of degree 2.
+
+    MONAI's `RandBiasFieldd` multiplies normalised intensities, whose mean is 0. This transform multiplies the distance
+    from the minimum and keeps mean and standard deviation, as if the image had been shaded before its normalisation.
+
+    Args:
+        keys: keys of images `(C, *spatial)`, tensors or arrays; the channels of an image share a field.
+        prob: probability of shading.
+        std: smallest and largest standard deviation of the coefficients; coordinates are from -1 to 1 along each axis.
+    """
+
+    def _changed(self, image: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+        field, axes = torch.zeros_like(image[:1]), tuple(range(1, image.ndim))
+        for axis in axes:
+            first, second = strength * torch.randn(2, dtype=image.dtype, device=image.device, generator=generator)
+            place = torch.linspace(-1, 1, image.shape[axis], dtype=image.dtype, device=image.device)
+            field += (first * place + second * place**2).reshape([-1 if k == axis else 1 for k in range(image.ndim)])
+        shaded = (image - image.amin(axes, keepdim=True)) * field.exp()
+        std, mean = torch.std_mean(shaded, axes, keepdim=True)
+        old_std, old_mean = torch.std_mean(image, axes, keepdim=True)
+        return (shaded - mean) * (old_std / std.clamp(min=SMALLEST_RANGE)) + old_mean
+
+
+KINDS = (
+    *(RandScaleIntensityd, RandShiftIntensityd, RandNoised, RandBiasd),
+    *(RandAdjustContrastd, RandGaussianSmoothd, RandSimulateLowResolutiond),
+)
+"""Transforms that `BatchIntensity` supports; others may move voxels, which would then differ from their labels."""
 
 
 class BatchIntensity:
     """Changes every image of a batch as transforms of single images would with the same settings.
 
-    Brightness by factor and offset becomes one multiplication and addition of the batch. Each image draws for itself
-    whether and how strongly it changes. All numbers but the noise come from NumPy on the CPU, so that a seed means the
-    same on every device; noise depends on the seed and the kind of device.
+    Brightness by factor and offset becomes one multiplication and addition of the batch; other changes are made image
+    by image. Each image draws for itself whether and how strongly it changes. All numbers but those of noise and
+    shading come from NumPy on the CPU, so that a seed means the same on every device.
 
     Args:
-        steps: dictionary transforms of `KINDS`, in order; their keys and random states are ignored.
+        steps: dictionary transforms of `KINDS`, in order; their random states are ignored.
 
     Raises:
-        ConfigError: a transform of another kind, or one that draws for each channel.
+        ConfigError: a transform of another kind.
 
     Examples:
         >>> brighter = BatchIntensity([RandShiftIntensityd("image", offsets=(2.0, 2.0), prob=1.0)])
@@ -204,8 +233,7 @@ class BatchIntensity:
 
     def __init__(self, steps: Sequence[Any]) -> None:
         for step in steps:
-            part = getattr(step, "scaler", None) or getattr(step, "shifter", None)
-            if not isinstance(step, KINDS) or getattr(part, "channel_wise", False):
+            if not isinstance(step, KINDS):
                 raise ConfigError(
                     "this intensity transform does not work on batches",
                     received=type(step).__name__,
@@ -228,14 +256,16 @@ class BatchIntensity:
         count = len(images)
         scale, offset = np.ones(count), np.zeros(count)
         for step in self.steps:
-            drawn = generator.random(count) < step.prob
-            if isinstance(step, RandNoised):
-                strength = generator.uniform(*step.std, size=count) * drawn
-                noise_seed = int(generator.integers(SEED_LIMIT))
-                if drawn.any():
-                    images = _add_noise(_linear(images, scale, offset), strength, seed=noise_seed)
+            part = getattr(step, "scaler", None) or getattr(step, "shifter", None)
+            if part is None or part.channel_wise:
+                if step.prob:
+                    images, key = _linear(images, scale, offset).clone(), step.keys[0]
                     scale, offset = np.ones(count), np.zeros(count)
-            elif isinstance(step, RandScaleIntensityd):
+                    for index, number in enumerate(generator.integers(SEED_LIMIT, size=count)):
+                        images[index] = step.set_random_state(int(number))({key: images[index]})[key]
+                continue
+            drawn = generator.random(count) < step.prob
+            if isinstance(step, RandScaleIntensityd):
                 low, high = step.scaler.factors
                 factors = 1 + generator.uniform(low, high, count) * drawn
                 scale, offset = scale * factors, offset * factors
@@ -252,12 +282,3 @@ def _linear(images: torch.Tensor, scale: np.ndarray, offset: np.ndarray) -> torc
     numbers = numbers.pin_memory() if images.is_cuda else numbers  # a copy from other memory waits for the GPU
     a, b = numbers.to(images.device, non_blocking=True).reshape(2, len(images), *[1] * (images.ndim - 1))
     return torch.addcmul(b, images, a)
-
-
-def _add_noise(images: torch.Tensor, strength: np.ndarray, *, seed: int) -> torch.Tensor:
-    generator = torch.Generator(images.device).manual_seed(seed)
-    changed = images.clone()
-    for index in np.flatnonzero(strength):
-        noise = torch.randn(images[index].shape, dtype=images.dtype, device=images.device, generator=generator)
-        changed[index].add_(noise, alpha=float(strength[index]))
-    return changed

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from medunet.bundle import find_bundle
-from medunet.config import read_json
+from medunet.config import apply, read_json
 from medunet.datasets import open_dataset, write_phantom_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import write_volume
@@ -90,6 +90,16 @@ def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> Non
     channel, normalise = chosen.fingerprint.channels[0], chosen.values["steps::normalize"]
     assert (normalise["a_min"], normalise["a_max"], normalise["clip"]) == (channel.low, channel.high, True)
     assert normalise["b_min"] == pytest.approx((channel.low - channel.mean) / channel.std, abs=1e-5)
+
+
+def test_contrast_and_shading_change_in_mr_but_not_in_ct(make_data: DataMaker) -> None:
+    for channels, changes in ((["MR"], True), (["CT"], False), (["CT", "PET"], False)):
+        chosen = plan_for(make_data(channels=channels, low=-1000, high=400))
+        values = {id_: value for id_, value in chosen.values.items() if id_ not in choices.ENGINE_IDS}
+        config = apply(read_json(find_bundle("unet_3d") / "configs" / "train.json"), values)
+        for name in ("bias", "gamma", "blur"):
+            assert (f"@augment#{name}" in config["intensity_steps"]) is changes
+        assert (config["augment"]["noise"]["std"][1] > 0.1) is changes
 
 
 def test_each_channel_is_normalised_by_the_rule_of_its_kind(make_data: DataMaker) -> None:

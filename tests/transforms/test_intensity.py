@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, RandAdjustContrastd, RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandFlipd,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSimulateLowResolutiond,
+)
 
 from medunet.errors import ConfigError
-from medunet.transforms import BatchIntensity, NormalizeChannelsd, RandNoised
+from medunet.transforms import BatchIntensity, NormalizeChannelsd, RandBiasd, RandNoised
 
 ONES = torch.ones(64, 2, 5, 6)
 CT = {"low": -100.0, "high": 300.0, "mean": 100.0, "std": 50.0}
@@ -115,17 +123,46 @@ def test_batches_are_not_changed_in_place_and_keep_their_type():
     assert BatchIntensity([])(images, seed=0) is images
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        RandAdjustContrastd("image", prob=1.0),
-        RandShiftIntensityd("image", offsets=0.1, channel_wise=True),
-        RandScaleIntensityd("image", factors=0.1, channel_wise=True),
-    ],
-)
-def test_unsupported_batch_transforms_are_rejected_with_a_remedy(step):
+@pytest.mark.parametrize("step", [RandFlipd("image", prob=1.0), Compose()])
+def test_transforms_that_may_move_voxels_are_rejected_with_a_remedy(step):
     with pytest.raises(ConfigError, match="set batch_intensity to false"):
         BatchIntensity([step])
+
+
+def test_every_kind_of_change_is_drawn_per_image_and_depends_on_the_seed_only():
+    images = torch.rand(6, 2, 7, 8, 9, generator=torch.Generator().manual_seed(0))
+    sigmas = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"}
+    for step in (
+        RandBiasd("image", prob=0.5),
+        RandAdjustContrastd("image", prob=0.5, retain_stats=True),
+        RandGaussianSmoothd("image", prob=0.5, **sigmas),
+        RandSimulateLowResolutiond("image", prob=0.5),
+        RandShiftIntensityd("image", offsets=0.5, prob=0.5, channel_wise=True),
+    ):
+        before, change = images.clone(), BatchIntensity([step])
+        first = change(images, seed=5)
+        assert torch.equal(images, before)
+        assert torch.equal(first, change(images, seed=5))
+        assert (type(first), first.dtype, first.shape) == (torch.Tensor, images.dtype, images.shape)
+        changed = (first != images).flatten(1).any(1)
+        assert 0 < changed.sum() < 6
+        assert not torch.equal(first, change(images, seed=6))
+
+
+def test_shading_a_normalised_image_is_shading_before_normalisation():
+    image = torch.rand(1, 12, 10, 8, generator=torch.Generator().manual_seed(0)).mul_(900)
+    image -= image.min()
+
+    def shade() -> RandBiasd:
+        return RandBiasd("image", prob=1.0, std=(0.8, 0.8)).set_random_state(3)
+
+    normalise = NormalizeChannelsd("image", [None])
+    first = shade()(normalise({"image": image}))["image"]
+    second = normalise(shade()({"image": image}))["image"]
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+    ratio = (shade()({"image": torch.ones(1, 12, 10, 8).index_fill_(1, torch.tensor([0]), 0.0)}))["image"]
+    assert ratio[0, 1:].std() > 0.1
+    assert RandBiasd("image", prob=0.0)({"image": image})["image"] is image
 
 
 @pytest.mark.cuda
