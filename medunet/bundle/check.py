@@ -91,6 +91,4 @@ def _forwards_kwargs(function: Any) -> bool:
     return any(keyword.arg is None for call in inits for keyword in call.keywords)
 
 
-@cache
-def _monai_components() -> ComponentLocator:
-    return ComponentLocator()
+_monai_components = cache(ComponentLocator)

@@ -63,11 +63,6 @@ def parse_device(text: str) -> str:
     return text
 
 
-def devices() -> list[str]:
-    """Return the devices that the shell completes."""
-    return ["auto", "cpu", "cuda", "cuda:0"]
-
-
 Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help=BUNDLE_HELP, autocompletion=completion.bundles)]
 Trained = Annotated[
     str, typer.Argument(metavar="RUN", help="A run, or a bundle with weights.", autocompletion=completion.runs)
@@ -83,7 +78,7 @@ DEVICE = typer.Option(
     metavar="auto|cpu|cuda|cuda:N",
     help="Device to compute on. auto: the GPU if there is one.",
     parser=parsed_by(parse_device),
-    autocompletion=devices,
+    autocompletion=lambda: ["auto", "cpu", "cuda", "cuda:0"],
 )
 Device = Annotated[str, DEVICE]
 SET_HELP = "Change a value of the bundle's configs by its id; repeatable."

@@ -133,7 +133,8 @@ def write_phantom_dataset(
 
 def _body(rng: np.random.Generator, shape: tuple[int, ...], affine: npt.NDArray[np.float64]) -> Phantom:
     """A trunk with organs; axes are LPS, as in most CT files."""
-    x, y, z = _deformed_grid(rng, shape, amplitude=0.05)
+    grid = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    x, y, z = (axis + np.float32(0.05) * _smooth_noise(rng, shape, nodes=5) for axis in grid)
 
     def organ(centre: Sequence[float], radii: Sequence[float]) -> npt.NDArray[np.bool_]:
         cx, cy, cz = np.asarray(centre) + rng.uniform(-0.03, 0.03, 3)
@@ -190,13 +191,6 @@ def _cells(rng: np.random.Generator, shape: tuple[int, ...]) -> Phantom:
     grey = gaussian_filter(grey, 0.7) + rng.normal(0, 10, shape)
     image = np.clip(grey, 0, 255).astype(np.float32)
     return Phantom(image, np.where(inside, 255, 0).astype(np.uint8), np.eye(4), dict(CELL_LABELS))
-
-
-def _deformed_grid(rng: np.random.Generator, shape: tuple[int, ...], *, amplitude: float) -> list[Floats]:
-    """Return coordinates from -1 to 1 along each axis, moved by a smooth field of about `amplitude`."""
-    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
-    grid = np.meshgrid(*axes, indexing="ij")
-    return [axis + np.float32(amplitude) * _smooth_noise(rng, shape, nodes=5) for axis in grid]
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], *, nodes: int) -> Floats:

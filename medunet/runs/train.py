@@ -124,21 +124,17 @@ def prepare_run(
     data: Path,
     output: Path,
     *,
-    changes: Mapping[str, Any] | None = None,
     presets: Sequence[str] = (),
     resume: bool = False,
     trust: bool = False,
-    skip_bad: bool = False,
-    split: Path | None = None,
-    group_by: str | None = None,
+    **options: Any,
 ) -> Iterator[PreparedRun]:
     """Claim the output folder, fit a bundle and write the run; the arguments are those of `train_bundle`."""
     verdict = require_trust(bundle, trust=trust)
     reject_trained(output, resume=resume)
     with claim(output):
         check_target(output)
-        options: dict[str, Any] = {"split": split, "group_by": group_by, "output": output}
-        _, values = fit_bundle(bundle, data, changes=changes, skip_bad=skip_bad, **options)
+        _, values = fit_bundle(bundle, data, output=output, **options)
         yield write_run(verdict, data, output, values=values, presets=presets, resume=resume)
 
 

@@ -55,13 +55,7 @@ class OpenVinoNetwork(nn.Module):
             exported = torch.export.export(_OnlyTensor(self.network).eval(), (torch.zeros(size),))
             model = importlib.import_module("openvino").convert_model(exported)
         model.reshape(list(size))  # the conversion forgets the sizes, and unknown sizes cost speed
-        settings = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[self.dtype],
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        return core().compile_model(model, "CPU", settings).create_infer_request()
+        return compiled(model, PRECISIONS[self.dtype])
 
 
 @cache
@@ -72,6 +66,13 @@ def core() -> Any:
     several cores is freed, the next signal can end the process.
     """
     return importlib.import_module("openvino").Core()
+
+
+def compiled(model: Any, precision: str) -> Any:
+    """Return a request for inference on the CPU with torch's number of threads; `model` may be a file."""
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings |= {"NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    return core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 class _OnlyTensor(nn.Module):

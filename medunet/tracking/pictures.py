@@ -1,7 +1,5 @@
 """The worst, the median and the best case of a validation, as pictures and as a table."""
 
-import csv
-import io
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Events
 
+from medunet.metrics.tables import rows_text
 from medunet.reports import ClassCodes, render_objects, render_overlay
 from medunet.training import OBJECT_METRICS
 
@@ -69,12 +68,9 @@ class ValidationCases:
 
     def table(self) -> str:
         """Return the Dice of every case and class as CSV, or the mean average precision of its objects."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *(["mean_ap"] if self._objects else self.class_names[1:])])
-        for case, row in self.scores():
-            writer.writerow([case, *("" if np.isnan(value) else f"{value:.4f}" for value in row)])
-        return text.getvalue()
+        names = ["case", *(["mean_ap"] if self._objects else self.class_names[1:])]
+        rows = ([case, *("" if np.isnan(value) else f"{value:.4f}" for value in row)] for case, row in self.scores())
+        return rows_text([dict(zip(names, row, strict=True)) for row in rows])
 
     def selected(self) -> dict[str, Callable[[], bytes]]:
         """Return functions that draw the worst, median and best case as PNG, or all if there are fewer."""

@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import ensure_tuple, ensure_tuple_rep
+from scipy.spatial.transform import Rotation
 
 from medunet.errors import ConfigError, DataError
 
@@ -272,17 +273,8 @@ def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
         [[0.0, -1.0], [1.0, 0.0]]
     """
     if len(angles) == 1:
-        return _plane_rotation(2, (0, 1), angles[0])
-    about_0, about_1, about_2 = map(_plane_rotation, (3, 3, 3), ((1, 2), (2, 0), (0, 1)), angles)
-    return about_2 @ about_1 @ about_0
-
-
-def _plane_rotation(dims: int, plane: tuple[int, int], angle: float) -> np.ndarray:
-    first, second = plane
-    matrix = np.eye(dims)
-    matrix[first, first] = matrix[second, second] = math.cos(angle)
-    matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
-    return matrix
+        return np.asarray(Rotation.from_euler("z", angles[0]).as_matrix()[:2, :2])
+    return np.asarray(Rotation.from_euler("xyz", angles).as_matrix())
 
 
 def _positive_range(name: str, limits: Sequence[float]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import torch
 
 from medunet.errors import ConfigError, DataError
 from medunet.io.extras import import_extra
-from medunet.runtime.openvino import core
+from medunet.runtime.openvino import compiled, core
 
 from .description import KEY
 from .network import TileNetwork, largest_tile
@@ -194,13 +194,7 @@ def _write_openvino(network: TileNetwork, path: Path) -> None:
 
 def _open_openvino(path: Path) -> Runner:
     """Run a file on the CPU in float32, with torch's number of threads."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = compiled(str(path), "f32")
 
     def run(image: torch.Tensor) -> torch.Tensor:
         request.infer({0: on_cpu(image).numpy()})
