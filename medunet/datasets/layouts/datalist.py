@@ -14,7 +14,7 @@ from medunet.io import ReadRecord, is_dicom_folder, output_name, picture_files, 
 from medunet.io.options import DEFAULTS, ReadOptions
 from medunet.io.reader import PICTURES
 
-from .dataset import Case, SegmentationDataset
+from .dataset import Case, SegmentationDataset, collect
 from .dicom_folders import dicom_cases
 from .folds import FOLDS, split_fold
 from .instances import are_instances, class_labels, refuse_classes, with_classes
@@ -120,12 +120,8 @@ def _open_layout(
 def _first_header(cases: Sequence[Case], read: ReadOptions, *, problems: list[MedunetError] | None) -> ReadRecord:
     """Return the header of the first case, or of the first one that can be read if problems are collected."""
     for case in cases:
-        try:
+        with collect(problems):
             return read_header(case.images, **asdict(read))
-        except MedunetError as error:
-            if problems is None:
-                raise
-            problems.append(error)
     raise DataError("none of the images can be read", file=cases[0].images[0].parent)
 
 

@@ -2,15 +2,27 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medunet.errors import DataError
+from medunet.errors import DataError, MedunetError
 from medunet.io.options import DEFAULTS, ReadOptions
 
 BLOCKS, BLOCK_BYTES = 16, 1 << 16  # parts of an image that are read: acquired images differ within this megabyte
 SECOND_CASE = "label another image, or cut this one in two"  # remedy if there is only one case
+
+
+@contextmanager
+def collect(problems: list[MedunetError] | None) -> Iterator[None]:
+    """Add an error of the block to `problems`; None raises it."""
+    try:
+        yield
+    except MedunetError as error:
+        if problems is None:
+            raise
+        problems.append(error)
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,19 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
 from medunet.errors import DataError, MedunetError
-from medunet.io.limits import refuse_deflate_bomb
+from medunet.io.dicom.references import RTSTRUCT_CLASS, SEG_CLASSES, read_dataset
 
-from .dataset import Case
+from .dataset import Case, collect
 
-STRUCTURE_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
-    "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
-    "1.2.840.10008.5.1.4.1.1.481.3",  # RT Structure Set
-)
 # with the classes below them: radiographs, CT, ultrasound, MR, secondary capture, angiography, nuclear medicine,
 # microscopy and photographs, PET
 _IMAGE_ENDS = ("1", "2", "3", "4", "6", "7", "12", "20", "77.1", "128", "130")
 IMAGE_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in _IMAGE_ENDS)
 MAX_DEPTH = 4  # levels of folders below a case: CASE/study/series/files is common, more is another archive
-
-_REFERENCE_TAGS = ("SeriesInstanceUID", "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence")
 
 
 def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple[Case, ...]:
@@ -39,18 +31,14 @@ def dicom_cases(root: Path, problems: list[MedunetError] | None = None) -> tuple
         series: dict[Path, Path] = {}  # folder of images to one of its files
         for path in _files(folder, MAX_DEPTH):
             kind = _storage_class(path)
-            if kind in STRUCTURE_CLASSES:
+            if kind in (*SEG_CLASSES, RTSTRUCT_CLASS):
                 structures.append(path)
             elif _is_image(kind):
                 series.setdefault(path.parent, path)
         if not series and not structures:
             continue
-        try:
+        with collect(problems):
             cases.append(_pair(folder, structures, series))
-        except MedunetError as error:
-            if problems is None:
-                raise
-            problems.append(error)
     return tuple(cases)
 
 
@@ -58,7 +46,7 @@ def patient_of(image: Path) -> str:
     """Return the PatientID of a DICOM file, or of the first file in a folder; empty if it is missing. Never log it."""
     for path in _files(image, 0) if image.is_dir() else [image]:
         if _is_image(_storage_class(path)):
-            return str(_header(path, ("PatientID",)).get("PatientID") or "")
+            return str(read_dataset(path, tags=["PatientID"]).get("PatientID") or "")
     return ""
 
 
@@ -82,7 +70,7 @@ def _drawn_on(structure: Path, series: dict[Path, Path], folder: Path) -> Path:
     """Return the folder of images that a label refers to, or the only one."""
     wanted = _referenced_series(structure)
     for images, example in series.items():
-        if str(_header(example).get("SeriesInstanceUID", "")) in wanted:
+        if str(read_dataset(example, tags=["SeriesInstanceUID"]).get("SeriesInstanceUID", "")) in wanted:
             return images
     if len(series) == 1:
         return next(iter(series))  # its grid is compared when it is read
@@ -115,20 +103,9 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _referenced_series(structure: Path) -> set[str]:
-    header = _header(structure)
+    header = read_dataset(structure, tags=["ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"])
     series = list(header.get("ReferencedSeriesSequence") or ())
     for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
         for study in frame.get("RTReferencedStudySequence") or ():
             series += study.get("RTReferencedSeriesSequence") or ()
     return {str(uid) for item in series if (uid := item.get("SeriesInstanceUID"))}
-
-
-def _header(path: Path, tags: Sequence[str] = _REFERENCE_TAGS) -> pydicom.Dataset:
-    try:
-        with path.open("rb") as file:
-            refuse_deflate_bomb(file, path)
-            return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
-    except MedunetError:
-        raise
-    except Exception as error:  # pydicom raises many kinds for damaged bytes
-        raise DataError(f"damaged DICOM header: {type(error).__name__}", file=path) from error

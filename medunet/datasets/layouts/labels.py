@@ -14,7 +14,7 @@ from skimage import measure
 from medunet.errors import DataError, MedunetError
 from medunet.io import is_structure_file, label_names, read_volume
 
-from .dataset import Case
+from .dataset import Case, collect
 
 logger = logging.getLogger(__name__)
 
@@ -195,13 +195,9 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
     spellings: dict[str, str] = {}
     numbers: dict[str, set[int]] = {}
     for path in files:
-        try:
+        names: dict[str, int] = {}
+        with collect(problems):
             names = label_names(path) or {}
-        except MedunetError as error:
-            if problems is None:
-                raise
-            problems.append(error)
-            continue
         for name, number in names.items():
             key = name.strip().casefold()
             if number != 0 and key != BACKGROUND:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from medunet.datasets.check.finding import shown
 from medunet.errors import DataError, MedunetError, SecurityError
 
-from .dataset import Case, Region
+from .dataset import Case, Region, collect
 from .pairing import FOLDERS, find_folders, guess_channels, pair_folders, stem
 
 MANIFEST = "dataset.json"
@@ -119,10 +119,8 @@ def _entries(entries: Any, file: Path, problems: list[MedunetError] | None, *, l
         cases[case.name] = case
     if missing:
         remedy = "complete the download or correct the list"
-        error = DataError(f"{len(missing)} listed files are missing: {shown(missing)}", file=file, remedy=remedy)
-        if problems is None:
-            raise error
-        problems.append(error)
+        with collect(problems):
+            raise DataError(f"{len(missing)} listed files are missing: {shown(missing)}", file=file, remedy=remedy)
     return tuple(sorted(cases.values(), key=lambda case: case.name))
 
 

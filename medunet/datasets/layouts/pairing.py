@@ -8,7 +8,7 @@ from medunet.datasets.check.finding import shown
 from medunet.errors import DataError, MedunetError
 from medunet.io import IMAGE_SUFFIXES, is_dicom, is_structure_file, split_channel, split_suffix
 
-from .dataset import Case
+from .dataset import Case, collect
 
 MAX_CHANNELS = 8  # with more numbers than this, the images of a case are frames of a sequence
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"))
@@ -100,10 +100,8 @@ def pair_folders(
     causes += [f"{_count(no_image, 'label')} without image: {shown(no_image)}"] if no_image else []
     if causes:
         remedy = f"give pairs one name in {images.name} and {labels.name}"
-        error = DataError("; ".join(causes), file=images.parent, remedy=remedy)
-        if problems is None:
-            raise error
-        problems.append(error)
+        with collect(problems):
+            raise DataError("; ".join(causes), file=images.parent, remedy=remedy)
         cases = [(name, paths) for name, paths in cases if name in by_name]
     return tuple(Case(name, paths, by_name.get(name)) for name, paths in cases)
 
