@@ -112,8 +112,12 @@ def derive(
     configs = {name: checked_config(verdict, name) for name in WORKFLOWS}
     for config in configs.values():
         (get_id(config, "prob_inferer") or {}).pop("temperature", None)
+    known = preset_names(Path(path).stem for path in verdict.configs if Path(path).parent == Path("configs"))
     for name in presets:
-        configs = apply_all(configs, _preset(verdict, name), define=["train"])
+        if name not in known:
+            expected = known or "none"
+            raise ConfigError("the bundle has no such preset", file=bundle, received=name, expected=expected)
+        configs = apply_all(configs, checked_config(verdict, name), define=["train"])
     configs = apply_all(configs, overlay, define=WORKFLOWS if define else ())
     if data is not None:
         for name in ("train", "evaluate"):
@@ -150,14 +154,6 @@ def derive(
             files[name] = text
     files[CHANGES] = to_json({**changes, WRITTEN: _digests(files)})
     return {**configs, "metadata": about}, files
-
-
-def _preset(verdict: Verdict, name: str) -> dict[str, Any]:
-    files = (Path(path) for path in verdict.configs)
-    known = preset_names(file.stem for file in files if file.parent == Path("configs"))
-    if name not in known:
-        raise ConfigError("the bundle has no such preset", file=verdict.bundle, received=name, expected=known or "none")
-    return checked_config(verdict, name)
 
 
 def _updated_format(old: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:

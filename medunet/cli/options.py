@@ -163,25 +163,15 @@ def progress_bar(console: Console) -> Iterator[Callable[..., None]]:
         yield partial(progress.update, progress.add_task("opening", total=None))
 
 
-def next_command(*words: object) -> str:
-    """Return the line that suggests the next command, quoted for the shell.
+def print_next(*words: object) -> None:
+    """Suggest the next command, quoted for the shell, unless --quiet is given.
 
     Examples:
-        >>> next_command("predict", "my runs/a", "IMAGES")
-        "next: medunet predict 'my runs/a' IMAGES"
+        >>> print_next("predict", "my runs/a", "IMAGES")
+        next: medunet predict 'my runs/a' IMAGES
     """
-    return f"next: {shlex.join(['medunet', *map(str, words)])}"
-
-
-def print_next_predict(run: Path) -> None:
-    """Print the command that predicts with a run."""
-    print_next("predict", run, "IMAGES", "--output", "DIR")
-
-
-def print_next(*words: object) -> None:
-    """Print the next command, unless --quiet is given."""
     if not TERMINAL.quiet:
-        typer.echo(next_command(*words))
+        typer.echo(f"next: {shlex.join(['medunet', *map(str, words)])}")
 
 
 def tracking(uri: str | None, folder: Path, *, is_off: bool) -> str:

@@ -108,7 +108,7 @@ def best(
     print_json(run=_facts(run), metric=metric, value=run.metrics[metric], folder=path)
     opt.plain_console().print(escape(f"{run.name} ({run.run_id}): {metric} {run.metrics[metric]:.4f}"))
     if path is not None:
-        opt.print_next_predict(path)
+        opt.print_next("predict", path, "IMAGES", "--output", "DIR")
 
 
 @examples("medunet runs resume mine", "medunet runs resume 1f0c33a2 --device cuda:1")

@@ -207,7 +207,7 @@ def show_training(result: TrainingResult) -> None:
             f"[yellow]{len(result.left_out)} left out[/] {escape(shown(result.left_out))}"
         )
     typer.echo(f"run: {result.run}")
-    opt.print_next_predict(result.run)
+    opt.print_next("predict", result.run, "IMAGES", "--output", "DIR")
 
 
 def show_folds(result: CrossValidation) -> None:
@@ -234,7 +234,7 @@ def show_folds(result: CrossValidation) -> None:
         opt.plain_console().print(table)
         typer.echo(f"mean Dice of the classes: {summary['mean_dice']:.4f}")
         typer.echo(f"ensemble: {result.output}")
-        opt.print_next_predict(result.output)
+        opt.print_next("predict", result.output, "IMAGES", "--output", "DIR")
     errors = {f"fold {outcome.fold}": outcome.error for outcome in result.folds if outcome.error is not None}
     for name, text in {**errors, **result.failed_cases}.items():
         opt.print_error(text, name=name)

@@ -71,4 +71,4 @@ def tune(
     if not results or results[0].metric is None:
         raise typer.Exit(opt.EXIT_SOME_FAILED)
     typer.echo(f"best: {results[0].run}")
-    opt.print_next_predict(results[0].run)
+    opt.print_next("predict", results[0].run, "IMAGES", "--output", "DIR")

@@ -201,10 +201,11 @@ def evaluate_objects(
         raise ConfigError("objects of several classes need the class of each object", received=", ".join(foreground))
     classes, counts = {}, {}
     for label, value in foreground.items():
-        of_class = [
-            array if len(foreground) == 1 or numbers is None else _of_class(array, numbers, value)
-            for array, numbers in zip(arrays, (pred_classes, ref_classes), strict=True)
-        ]
+        of_class = list(arrays)
+        for index, class_of in enumerate((pred_classes, ref_classes)):
+            if len(foreground) > 1 and class_of is not None:
+                chosen = [number for number, class_ in class_of.items() if class_ == value]
+                of_class[index] = np.where(np.isin(arrays[index], chosen), arrays[index], 0)
         counts[label] = count_objects(*of_class)
         voxels = count_voxels(*(array != 0 for array in of_class))
         pixels = {"dice": dice_from_counts(*voxels), "iou": iou_from_counts(*voxels)}
@@ -279,11 +280,6 @@ def _class_scores(
     error = 100 * (in_pred - in_ref) / in_ref if in_ref else math.nan
     scores["size_error_percent"], scores["size_abs_error_percent"] = error, abs(error)
     return cast("ClassScores", {**scores, **lesion_scores(pred_mask, ref_mask)})
-
-
-def _of_class(array: Array, classes: Mapping[int, int], value: int) -> Array:
-    chosen = [number for number, class_ in classes.items() if class_ == value]
-    return np.where(np.isin(array, chosen), array, 0)
 
 
 def _check_values(array: Array, *, labels: Mapping[str, int], of: str) -> None:

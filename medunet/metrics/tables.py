@@ -31,17 +31,13 @@ def write_tables(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     document = {"summary": summary or summarise(results), "cases": list(results)}
-    table = write_atomically(folder / CSV_NAME, table_text(results))
-    return table, write_atomically(folder / JSON_NAME, strict_json(document))
-
-
-def table_text(results: Sequence[CaseScores]) -> str:
-    """Return the rows of `metrics.csv`."""
-    return rows_text(
+    rows = (
         {"case": result["name"], "class": label, **scores, **result.get("em", {})}
         for result in results
         for label, scores in result["classes"].items()
     )
+    table = write_atomically(folder / CSV_NAME, rows_text(rows))
+    return table, write_atomically(folder / JSON_NAME, strict_json(document))
 
 
 def rows_text(rows: Iterable[Mapping[str, object]]) -> str:

@@ -268,10 +268,8 @@ def compare_annotators(folders: Sequence[Path], output: Path, **options: Any) ->
     if len(set(names)) < len(names):
         raise ConfigError("the folders of annotators must have different names", received=", ".join(names))
     agreement = {
-        f"{one.resolve().name} {other.resolve().name}": evaluate_folders(
-            one, other, output / f"{one.resolve().name}_{other.resolve().name}", **options
-        )
-        for one, other in itertools.combinations(folders, 2)
+        f"{name} {other_name}": evaluate_folders(one, other, output / f"{name}_{other_name}", **options)
+        for (name, one), (other_name, other) in itertools.combinations(zip(names, folders, strict=True), 2)
     }
     return {"agreement": agreement, "folder": str(output)}
 

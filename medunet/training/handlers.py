@@ -279,12 +279,9 @@ class ValidationHandler(monai.handlers.ValidationHandler):
     def attach(self, engine: Engine) -> None:
         """Register with the trainer."""
         super().attach(engine)
-        if self.epoch_level:
-            engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._is_left_out), self)
-
-    def _is_left_out(self, engine: Any, epoch: int) -> bool:
-        """Return whether this is the last epoch, and the interval does not validate it."""
-        return epoch == engine.state.max_epochs and epoch % self.interval != 0
+        if self.epoch_level:  # the last epoch, unless the interval validates it
+            event = Events.EPOCH_COMPLETED(event_filter=lambda e, n: n == e.state.max_epochs and n % self.interval > 0)
+            engine.add_event_handler(event, self)
 
 
 class EarlyStop:
