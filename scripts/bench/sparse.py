@@ -1,12 +1,12 @@
 """Hippocampus with a few annotated slices per training volume beside full labels, after the same number of steps.
 
-    python -m scripts.bench.sparse --data DATA/Task04_Hippocampus [--steps 600] [--slices 3] [--parallel]
+    python -m scripts.bench.sparse --data DATA/Task04_Hippocampus [--steps 600] [--slices 3] [--layouts spread inside]
 
-The slices pass through the structures at random places, each perpendicular to the next of the three axes, as in the
-3D U-Net paper (Cicek et al., MICCAI 2016). With --parallel they are axial and evenly spaced within the extent of the
-structures, so that no voxel above and below is annotated. All other voxels are `ignore`. Fold 0 of the sorted names is
-held out and evaluated with full labels. The network is narrow, so that a run takes minutes on one core. Results go to
-scripts/results/sparse.json and are printed as a table.
+Layouts of the slices: `spread` has axial slices at random heights of the whole image, one in each part of equal height;
+`inside` has axial slices evenly spaced within the extent of the structures; `directions` has slices through the
+structures at random places, perpendicular to each axis in turn. All other voxels are `ignore`. Fold 0 of the sorted
+names is held out and evaluated with full labels. The network is narrow, so that a run takes minutes on one core.
+Results go to scripts/results/sparse.json and are printed as a table.
 """
 
 import argparse
@@ -32,21 +32,25 @@ NARROW: dict[str, Any] = {
 }
 IGNORE = 3
 AXIS = 2  # of parallel slices
+LAYOUTS = ("spread", "inside", "directions")
 
 
-def annotated(label: np.ndarray, slices: int, *, parallel: bool, seed: int) -> np.ndarray:
+def annotated(label: np.ndarray, slices: int, *, layout: str, seed: int) -> np.ndarray:
     """Return which voxels of a label are annotated."""
     known, random = np.zeros(label.shape, bool), np.random.default_rng(seed)
     for number in range(slices):
-        axis, share = (AXIS, (number + 0.5) / slices) if parallel else (number % 3, random.uniform(0.2, 0.8))
+        axis, share = AXIS, (number + 0.5) / slices
+        if layout == "spread":
+            known[..., int((number + random.uniform()) / slices * label.shape[AXIS])] = True
+            continue
+        if layout == "directions":
+            axis, share = number % 3, random.uniform(0.2, 0.8)
         found = np.flatnonzero(label.any(axis=tuple({0, 1, 2} - {axis})))
         np.moveaxis(known, axis, 0)[round(found[0] + share * (found[-1] - found[0]))] = True
     return known
 
 
-def sparse_copy(
-    dataset: SegmentationDataset, folder: Path, slices: int, held_out: list[str], *, parallel: bool
-) -> Path:
+def sparse_copy(dataset: SegmentationDataset, folder: Path, slices: int, held_out: list[str], layout: str) -> Path:
     """Write a data set whose training labels have only some slices, and return its folder."""
     manifest = read_json(dataset.root / "dataset.json")
     manifest["labels"] = {**manifest["labels"], str(IGNORE): "ignore"}
@@ -59,7 +63,7 @@ def sparse_copy(
         image = nib.load(case.label)
         label = np.asanyarray(image.dataobj).astype(np.uint8)
         if case.name not in held_out:
-            label[~annotated(label, slices, parallel=parallel, seed=seed)] = IGNORE
+            label[~annotated(label, slices, layout=layout, seed=seed)] = IGNORE
         nib.save(nib.Nifti1Image(label, image.affine), folder / "labelsTr" / case.label.name)
     return folder
 
@@ -82,14 +86,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("bench_sparse"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--slices", type=int, default=3)
-    parser.add_argument("--parallel", action="store_true")
+    parser.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=LAYOUTS)
     options = parser.parse_args()
     dataset = open_dataset(options.data)
     held_out = [case.name for case in fold_by_name(dataset.cases)[1]]
-    sparse = sparse_copy(dataset, options.work / "data", options.slices, held_out, parallel=options.parallel)
-    rows, kind = {}, "parallel slices" if options.parallel else "slices"
-    for name, data in ((f"{options.slices} {kind}", sparse), ("full labels", options.data)):
-        rows[name] = dice(data, options.work / name.replace(" ", "_"), steps=options.steps, held_out=held_out)
+    folders = {"full labels": options.data}
+    for layout in options.layouts:
+        folder = options.work / layout / "data"
+        folders[f"{options.slices} slices, {layout}"] = sparse_copy(dataset, folder, options.slices, held_out, layout)
+    rows = {}
+    for name, data in folders.items():
+        rows[name] = dice(data, options.work / name.split()[-1], steps=options.steps, held_out=held_out)
         print(name, rows[name], flush=True)
     where = machine()
     write_json(RESULTS / "sparse.json", {"steps": options.steps, "dice": rows, "machine": where})
