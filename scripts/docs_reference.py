@@ -106,6 +106,7 @@ EXAMPLES = {
     "label_steps": ("list", '["@steps#encode"]'),
     "augment": ("mapping", "augment::deform::prob=0.5"),
     "augment_steps": ("list", '["@augment#deform"]'),
+    "contrast_steps": ("list", '["@augment#gamma"]'),
     "intensity_steps": ("list", '["@augment#noise"]'),
     "skip_cases": ("list", "[case_3]"),
     "num_workers": ("integer", "8"),

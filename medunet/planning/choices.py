@@ -22,7 +22,6 @@ CHEAP_VOXELS = 2_000_000  # voxels of all views of the median image; about a sec
 THIN = 4.0  # voxels; the border of a thinner class between voxels decides about its Dice
 ENLARGED = (1.15, 1.3)  # enlarged views of a small volume: the upper end of `scale_range`, and a little more
 BENT_SHARE = 1 / 3  # of the thinnest thickness; control points that move by more tear the structure
-WEAK_STEPS = ["@augment#brightness", "@augment#shift", "@augment#noise"]
 ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])  # ids that train.json does not have
 
 
@@ -59,7 +58,7 @@ def intensity(data: Fingerprint) -> list[Decision]:
         return []
     reason = "CT: Hounsfield units are absolute, so shading, contrast and sharpness do not change"
     noise = Decision("augment::noise::std", [0.0, 0.1], "CT: strong noise was not measured", kinds)
-    return [Decision("intensity_steps", WEAK_STEPS, reason, kinds), noise]
+    return [Decision("contrast_steps", [], reason, kinds), noise]
 
 
 def cropping(data: Fingerprint) -> list[Decision]:

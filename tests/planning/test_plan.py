@@ -98,7 +98,7 @@ def test_contrast_and_shading_change_in_mr_but_not_in_ct(make_data: DataMaker) -
         values = {id_: value for id_, value in chosen.values.items() if id_ not in choices.ENGINE_IDS}
         config = apply(read_json(find_bundle("unet_3d") / "configs" / "train.json"), values)
         for name in ("bias", "gamma", "blur"):
-            assert (f"@augment#{name}" in config["intensity_steps"]) is changes
+            assert (f"@augment#{name}" in config["contrast_steps"]) is changes
         assert (config["augment"]["noise"]["std"][1] > 0.1) is changes
 
 
