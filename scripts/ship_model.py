@@ -28,7 +28,7 @@ from medunet.trust import record_weights
 
 CARD = "docs/README.md"
 SCORES = {"ap_50": "AP at IoU 0.5", "mean_ap": "mean AP, IoU 0.5 to 0.95", "f1": "F1 at IoU 0.5", "aji": "AJI"}
-OF_RUN = ("dataset_dir", "training_dir", "store_dir", "init_from")  # ids with folders of the machine
+OF_RUN = ("dataset_dir", "training_dir", "store_dir", "init_from", "tracking_uri")  # ids of the machine
 
 
 def to_text(config: Any) -> str:
