@@ -25,8 +25,8 @@ from medunet.cli import (
     train,
     tune,
 )
-from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERNAL, HELP, TERMINAL, Terminal, print_error
-from medunet.cli.registry import add, add_to_group
+from medunet.cli.options import EXIT_BAD_INPUT, EXIT_INTERNAL, TERMINAL, Terminal, print_error
+from medunet.cli.registry import add, group
 from medunet.errors import find_cause, first_lines
 
 TITLE = "U-Nets for medical images, as MONAI bundles."
@@ -40,21 +40,9 @@ def _show_version(is_given: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(name="medunet", help=TITLE, no_args_is_help=True, context_settings=HELP, rich_markup_mode="rich")
 VERSION = typer.Option("--version", callback=_show_version, is_eager=True, metavar="", help="Print the version.")
-add_to_group(app, version=Annotated[bool, VERSION])
-for command in (
-    demo.demo,
-    check.check,
-    plan.plan,
-    train.train,
-    tune.tune,
-    predict.predict,
-    measure.measure,
-    evaluate.evaluate,
-):
-    add(app, command)
-add(app, report.report)
+STEPS = (demo.demo, check.check, plan.plan, train.train, tune.tune, predict.predict, measure.measure)
+app = group(TITLE, *STEPS, evaluate.evaluate, report.report, version=Annotated[bool, VERSION])
 app.add_typer(runs.app, name="runs")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(label.app, name="label")

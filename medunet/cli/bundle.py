@@ -10,7 +10,7 @@ from rich.table import Table
 from medunet.cli import export
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
-from medunet.cli.registry import add, add_to_group, examples
+from medunet.cli.registry import add, examples, group
 from medunet.config import parse_settings
 from medunet.errors import ConfigError
 from medunet.files import check_target, reject_other_files, require_path
@@ -20,8 +20,6 @@ SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
 MODEL_HELP = "Folder with plans.json, fold_0, ...; several whose models divide the classes become one bundle."
 ANY_TRAINER_HELP = "Accept a trainer that nnU-Net does not ship, if it builds the network of the plan."
 COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
-
-app = typer.Typer(context_settings=opt.HELP, help="Create, verify, export and package bundles.", no_args_is_help=True)
 
 
 @examples("medunet bundle init unet_3d -o mine", "medunet bundle init unet_3d -o mine --preset few --set epochs=50")
@@ -215,9 +213,6 @@ def unpack(
     opt.print_next("bundle", "verify", folder)
 
 
-add_to_group(app)
-for command in (init, show, verify, export.export, export.package, tune_inference, unpack):
-    add(app, command)
-add(app, import_, name="import")
-add(app, to_nnunet, name="to-nnunet")
+COMMANDS = (init, show, verify, export.export, export.package, tune_inference, unpack, import_, to_nnunet)
+app = group("Create, verify, export and package bundles.", *COMMANDS)
 add(app, render, hidden=True)

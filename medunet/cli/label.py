@@ -10,7 +10,7 @@ import typer
 
 from medunet.cli import completion
 from medunet.cli import options as opt
-from medunet.cli.registry import add, add_to_group, examples
+from medunet.cli.registry import examples, group
 from medunet.files import require_path
 from medunet.resources import find_bundle
 
@@ -21,13 +21,7 @@ PYTHON_HELP = "Python 3.10 to 3.12 to create it with. Default: this one."
 INDEX_HELP = "Package index for torch, such as https://download.pytorch.org/whl/cpu without CUDA."
 BUNDLES = typer.Argument(metavar="RUN...", help="Trained runs or bundles.", autocompletion=completion.runs)
 ENVIRONMENT = typer.Option(envvar="MEDUNET_LABEL_ENV", help="MONAI Label's environment. Default: in the cache folder.")
-
-
 Environment = Annotated[Path | None, ENVIRONMENT]
-
-app = typer.Typer(
-    context_settings=opt.HELP, help="Annotate with MONAI Label in 3D Slicer and OHIF.", no_args_is_help=True
-)
 
 
 @examples("medunet label setup", "medunet label setup --torch-index https://download.pytorch.org/whl/cpu")
@@ -98,6 +92,4 @@ def serve(
     raise typer.Exit(subprocess.call(command, env=variables))
 
 
-add_to_group(app)
-add(app, setup)
-add(app, serve)
+app = group("Annotate with MONAI Label in 3D Slicer and OHIF.", setup, serve)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from typer.models import ArgumentInfo, OptionInfo
 
 from medunet import log
-from medunet.cli.options import EXIT_INTERRUPTED, READING, TERMINAL
+from medunet.cli.options import EXIT_INTERRUPTED, HELP, READING, TERMINAL
 from medunet.errors import ConfigError
 
 Command = Callable[..., None]
@@ -119,11 +119,13 @@ def add(app: typer.Typer, command: Command, name: str | None = None, *, hidden: 
     epilog = "\n\n".join(["[bold]Examples[/]", *(f"  {escape(line)}" for line in lines)]) if lines else None
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     help_text = "\n\n".join(escape(" ".join(paragraph.split())) for paragraph in paragraphs)
-    app.command(name, help=help_text, epilog=epilog, hidden=hidden)(extended)
+    name = name or command.__name__.strip("_")  # such as `import_`
+    app.command(name.replace("_", "-"), help=help_text, epilog=epilog, hidden=hidden)(extended)
 
 
-def add_to_group(app: typer.Typer, **more: Any) -> None:
-    """Give a group of commands the options of every command, so that they may precede the command's name."""
+def group(text: str, *commands: Command, **more: Any) -> typer.Typer:
+    """Return a group of commands with the options of every command, so that they may precede the command's name."""
+    app = typer.Typer(context_settings=HELP, help=text, no_args_is_help=True, rich_markup_mode="rich")
 
     def options(**_: bool) -> None: ...
 
@@ -134,6 +136,9 @@ def add_to_group(app: typer.Typer, **more: Any) -> None:
     options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
     options.__annotations__ = {}
     app.callback()(options)
+    for command in commands:
+        add(app, command)
+    return app
 
 
 def _arrange(parameter: inspect.Parameter) -> None:

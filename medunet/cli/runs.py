@@ -14,18 +14,12 @@ from rich.table import Table
 
 from medunet.cli import options as opt
 from medunet.cli.output import print_json, with_json
-from medunet.cli.registry import add, add_to_group, examples
+from medunet.cli.registry import examples, group
 from medunet.cli.train import show_folds, show_training
 from medunet.files import require_path
 
 if TYPE_CHECKING:
     from medunet.tracking import TrackedRun
-
-app = typer.Typer(
-    context_settings=opt.HELP,
-    help="List, compare and resume training runs that MLflow has tracked.",
-    no_args_is_help=True,
-)
 
 Folder = Annotated[Path, typer.Option("--runs", help="Folder that contains the folders of the runs.")]
 URI_HELP = "Tracking URI of MLflow. Default: MLFLOW_TRACKING_URI, else mlruns.db in the folder."
@@ -170,7 +164,4 @@ def _runs(folder: Path, uri: str | None, experiment: str, *, folds: bool = False
     return list_runs(uri or default_store(folder), experiment_name=experiment, folds=folds)
 
 
-add_to_group(app)
-add(app, list_, "list")
-for command in (compare, best, resume, sync):
-    add(app, command)
+app = group("List, compare and resume training runs that MLflow has tracked.", list_, compare, best, resume, sync)

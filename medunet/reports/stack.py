@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from skimage.util import montage
 
 from medunet.errors import GeometryError
 from medunet.metrics.arrays import bounding_box
@@ -159,8 +160,6 @@ def _sprite(grey: npt.NDArray[np.uint8]) -> tuple[Image.Image, int]:
     """Return all slices on one sheet that is about square, and how many are side by side."""
     count, slices, rows, columns = grey.shape
     across = max(1, min(slices, math.ceil(math.sqrt(slices * rows / columns)), MAX_EDGE // columns))
-    down = math.ceil(slices / across)
-    sheet = np.zeros((count, down * across, rows, columns), np.uint8)
-    sheet[:, :slices] = grey
-    sheet = sheet.reshape(count, down, across, rows, columns).swapaxes(2, 3).reshape(count, down * rows, -1)
-    return Image.fromarray(sheet[0] if count == 1 else np.moveaxis(sheet, 0, -1).copy()), across
+    grid = (math.ceil(slices / across), across)
+    sheet = montage(np.moveaxis(grey, 0, -1), fill=[0] * count, grid_shape=grid, channel_axis=-1)
+    return Image.fromarray(sheet[..., 0] if count == 1 else sheet), across

@@ -17,6 +17,7 @@ from medunet.metrics import CaseScores
 from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule
 from medunet.prediction.configuration import CALIBRATION
+from medunet.prediction.evaluation import label_maps
 from medunet.reports import EpochRecord, RunResults
 from medunet.runs.ensemble import DECISION_NAME, rule_table
 from medunet.runs.evaluate import OUT_OF_FOLD, PICTURES, class_values, region_values
@@ -63,11 +64,11 @@ def find_run(
     groups: dict[str, str] = {}
     if is_joined:
         for fold in folds:
-            maps = _label_maps(fold / "predictions")
+            maps = label_maps(fold / "predictions") if (fold / "predictions").is_dir() else {}
             predictions |= maps
             groups |= dict.fromkeys(maps, fold.name.replace("_", " "))
-    elif metrics is not None:
-        predictions = _label_maps(metrics.parent / "predictions")
+    elif metrics is not None and (metrics.parent / "predictions").is_dir():
+        predictions = label_maps(metrics.parent / "predictions")
     histories = {fold.name.replace("_", " "): read_history(fold) for fold in folds} or {"": read_history(run)}
     histories = {part: records for part, records in histories.items() if records}
     trained_on = frozenset[str]() if is_joined or seen is None else seen.names
@@ -114,12 +115,6 @@ def read_cases(path: Path) -> list[CaseScores]:
 
 def _with_nan(entries: dict[str, Any]) -> dict[str, Any]:
     return {key: math.nan if value is None else value for key, value in entries.items()}
-
-
-def _label_maps(folder: Path) -> dict[str, Path]:
-    files = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
-    names = [(split_suffix(path.name)[0], path) for path in files]
-    return {stem: path for stem, path in names if not stem.endswith(("_prob", "_objects"))}
 
 
 def _facts(
