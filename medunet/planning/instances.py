@@ -1,7 +1,6 @@
 """The choice of what separates touching objects."""
 
-import math
-
+from medunet.geometry import diameter_of
 from medunet.transforms import InstanceTarget
 
 from .adapt import DEFAULT_TARGET, instance_values
@@ -18,7 +17,7 @@ def shrinking(data: Fingerprint) -> tuple[float, str]:
     """Return the factor by which 2D images with large objects are made smaller, and the figures it follows from."""
     if not data.objects or len(set(data.spacings_mm)) > 1:
         return 1.0, ""
-    diameter = _diameter(data.objects["median_voxels"], 2)
+    diameter = diameter_of(data.objects["median_voxels"], 2)
     numbers = f"median diameter {diameter:.0f} pixels, at least {LARGE_DIAMETER:g} on the grid of the network"
     return round(min(max(diameter / LARGE_DIAMETER, 1.0), MAX_COARSENING), 2), numbers
 
@@ -26,7 +25,7 @@ def shrinking(data: Fingerprint) -> tuple[float, str]:
 def instances(data: Fingerprint, factor: float = 1.0) -> list[Decision]:
     """Choose what separates touching objects from their sizes and contacts, on images smaller by `factor`."""
     objects = data.objects
-    diameter = _diameter(objects["median_voxels"], data.spatial_dims)
+    diameter = diameter_of(objects["median_voxels"], data.spatial_dims)
     touching = 100 * objects["touching_fraction"]
     numbers = f"{objects['count']:,.0f} objects, median diameter {diameter:.0f} pixels, {touching:.3g} % touch another"
     diameter /= factor
@@ -45,8 +44,3 @@ def instances(data: Fingerprint, factor: float = 1.0) -> list[Decision]:
         "loss": "Dice and cross entropy of the classes, cross entropy of the distance" if target == "distance" else "",
     }
     return [Decision(id_, value, reasons.get(id_) or reason, numbers) for id_, value in values.items()]
-
-
-def _diameter(voxels: float, dims: int) -> float:
-    """Return the diameter of a disc or ball of this size."""
-    return 2 * math.sqrt(voxels / math.pi) if dims == 2 else 2 * (voxels * 3 / (4 * math.pi)) ** (1 / 3)

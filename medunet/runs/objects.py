@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from medunet.config import read_json, to_json
 from medunet.files import write_atomically
+from medunet.geometry import diameter_of
 from medunet.io import LoadLabeld
 from medunet.metrics import add_counts, count_objects, object_scores
 from medunet.prediction import Predictor
@@ -21,10 +22,11 @@ logger = logging.getLogger(__name__)
 
 MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about half a minute for all candidates
 MIN_GAIN = 1e-3  # mean average precision by which a value must beat the present one
+SMOOTHING = (0.03, 0.06, 0.09, 0.12, 0.15, 0.2)  # smoothing to try, as shares of the median object's diameter
 CANDIDATES = {
-    "smoothing": (1.0, 2.0, 3.0, 5.0, 8.0),
-    "boundary": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
+    "boundary": (0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 0.9),
     "threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
+    "min_confidence": (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
 }
 SMALLEST = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # smallest sizes to try, as shares of the median object
 
@@ -55,11 +57,19 @@ def choose_objects(
     if not sizes.size:
         return chosen, best, best
     shares = [round(float(np.median(sizes)) * share) for share in SMALLEST]
+    diameter = round(float(diameter_of(np.median(sizes), cases[0][1].ndim)), 1)
+    smoothing = [
+        {"smoothing": round(share * diameter, 2), "diameter": scaled}
+        for scaled in (diameter, None)
+        for share in SMOOTHING
+    ]
+    others = {**CANDIDATES, "min_size": (0, *shares), "fill_holes": (True, False)}
     before = best
-    for name, values in {**CANDIDATES, "min_size": (0, *shares), "fill_holes": (True, False)}.items():
+    for values in [smoothing, *([{name: value} for value in each] for name, each in others.items())]:
+        tried = dict(chosen)
         for value in values:
-            if value != chosen.get(name) and (found := score({**chosen, name: value})) > best + MIN_GAIN:
-                best, chosen = found, {**chosen, name: value}
+            if (found := score(tried | value)) > best + MIN_GAIN:
+                best, chosen = found, tried | value
     return chosen, before, best
 
 

@@ -11,6 +11,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from medunet.errors import ConfigError, DataError
+from medunet.geometry import diameter_of
 
 from .border_weights import border_term, border_weight_map
 from .cells import separate_cells
@@ -22,6 +23,7 @@ distance to the border."""
 
 TARGETS: tuple[InstanceTarget, ...] = get_args(InstanceTarget)
 REACH = 5.0  # pixels; distances to an object's border are cut off here, because only the border separates
+MAX_SCALING = 4.0  # of the smoothing for an image with other objects; beyond it, the objects were not separated at all
 
 
 class Objects(NamedTuple):
@@ -171,7 +173,9 @@ def objects_from_maps(
     threshold: float = 0.5,
     boundary: float = 0.3,
     smoothing: float = 1.5,
+    diameter: float | None = None,
     min_size: int = 0,
+    min_confidence: float = 0.0,
     fill_holes: bool = True,
 ) -> Objects:
     """Return the objects that a network predicts. Call it on the maps of a whole image, so that none is cut.
@@ -183,7 +187,10 @@ def objects_from_maps(
         threshold: probability above which a voxel is in an object.
         boundary: height at which a border separates two objects, see `separate_cells`.
         smoothing: standard deviation in voxels by which the map is smoothed before it is cut; more for large objects.
+        diameter: diameter in voxels of objects that `smoothing` is for. An image with larger or smaller objects is cut
+            twice, the second time with more or less smoothing in proportion. None: the same smoothing for all images.
         min_size: smallest number of voxels of an object.
+        min_confidence: smallest mean probability of an object.
         fill_holes: whether holes in an object become part of it.
 
     Raises:
@@ -212,15 +219,26 @@ def objects_from_maps(
         interior = np.minimum(per_class.sum(axis=0), 1)
     mask = foreground > threshold
     numbers = separate_cells(interior, mask=mask, boundary=boundary, smoothing=smoothing)
+    if diameter is not None and numbers.any():
+        smoothing *= float(np.clip(_typical_diameter(numbers) / diameter, 1 / MAX_SCALING, MAX_SCALING))
+        numbers = separate_cells(interior, mask=mask, boundary=boundary, smoothing=smoothing)
     if target == "gap":
         _close_gaps(numbers)
     if fill_holes:
         _fill_holes(numbers)
     sizes = np.bincount(numbers.ravel())
-    sizes[0] = 0
-    keep = sizes >= max(min_size, 1)
+    sums = np.bincount(numbers.ravel(), foreground.ravel())
+    keep = (sizes >= max(min_size, 1)) & (sums >= min_confidence * sizes)
+    keep[0] = False
     numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)[numbers]
     return Objects(numbers, _classes(numbers, per_class), foreground)
+
+
+def _typical_diameter(numbers: npt.NDArray[np.int32]) -> float:
+    """Return the diameter above which objects have half of all voxels, so that specks do not count."""
+    sizes = np.sort(np.bincount(numbers.ravel())[1:])
+    shares = np.cumsum(sizes)
+    return float(diameter_of(sizes[np.searchsorted(shares, shares[-1] / 2)], numbers.ndim))
 
 
 def _close_gaps(numbers: npt.NDArray[np.int32]) -> None:

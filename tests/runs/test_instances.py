@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import run_monai_bundle
 from monai.bundle import ConfigParser
+from scipy import ndimage
 from small import narrow, untrained_run
 
 from medunet import load
@@ -174,6 +175,14 @@ def test_training_chooses_the_values_that_find_most_objects() -> None:
     assert after > 0.9
     assert chosen["boundary"] < 0.4
     assert 1 < chosen["min_size"] < 750
+    dim = np.where(
+        ndimage.binary_erosion(ref == 1, iterations=6) | ndimage.binary_erosion(ref == 2, iterations=6), 0.95, 0.57
+    )
+    cases = [(dim * (ref > 0), ref), (0.55 * (ref > 0), np.zeros_like(ref))]  # no threshold leaves out the second only
+    cases = [(np.stack([1 - one, one]).astype(np.float32), objects) for one, objects in cases]
+    chosen, _, after = choose_objects(cases, "gap", present)
+    assert chosen["min_confidence"] == 0.6
+    assert after > 0.9
     empty = np.zeros_like(ref)
     assert choose_objects([(maps, empty)], "gap", present)[0] == present
 

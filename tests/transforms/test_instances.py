@@ -71,6 +71,31 @@ def test_noise_within_an_object_does_not_split_it(target: str) -> None:
     assert overlaps(objects_from_maps(noisy, target).numbers, numbers) == pytest.approx([1, 1], abs=0.08)
 
 
+def test_smoothing_follows_the_size_of_the_objects_of_an_image() -> None:
+    small, large = np.zeros((32, 48), int), np.zeros((60, 90), int)
+    small[12:20, 8:16], small[12:20, 16:24] = 1, 2
+    large[12:45, 12:45], large[12:45, 45:78] = 1, 2
+    maps = [np.stack(instance_target(numbers, "distance", reach=3)).astype(float) for numbers in (small, large)]
+    maps[1][1] *= 0.8 + 2 * ndimage.gaussian_filter(np.random.default_rng(1).normal(size=large.shape), 3)
+    maps[1] = maps[1].clip(0, 1)
+    scaled = {"smoothing": 1.2, "diameter": 9.0}
+    for options, is_separated in (
+        ({"smoothing": 1.2}, [True, False]),
+        ({"smoothing": 5.0}, [False, True]),
+        (scaled, [True, True]),
+    ):
+        counts = [objects_from_maps(one, "distance", **options).numbers.max() for one in maps]
+        assert [count == 2 for count in counts] == is_separated
+    assert not objects_from_maps(np.zeros((2, 5, 5)), "distance", **scaled).numbers.any()
+
+
+def test_faint_objects_are_left_out() -> None:
+    foreground = np.array([[0.0, 0.9, 0.7, 0.0, 0.0, 0.6, 0.9]])
+    maps = np.stack([1 - foreground, foreground])
+    assert objects_from_maps(maps, "gap", min_confidence=0.78).numbers.tolist() == [[0, 1, 1, 0, 0, 0, 0]]
+    assert objects_from_maps(maps, "gap", min_confidence=0.74).numbers.tolist() == [[0, 1, 1, 0, 0, 2, 2]]
+
+
 @TARGET
 def test_objects_keep_their_classes(target: str) -> None:
     numbers, classes = np.zeros((2, 20, 40), int)
