@@ -58,12 +58,12 @@ def choose_objects(
         return chosen, best, best
     shares = [round(float(np.median(sizes)) * share) for share in SMALLEST]
     diameter = round(float(diameter_of(np.median(sizes), cases[0][1].ndim)), 1)
-    smoothing = [
+    smoothing: list[dict[str, Any]] = [
         {"smoothing": round(share * diameter, 2), "diameter": scaled}
         for scaled in (diameter, None)
         for share in SMOOTHING
     ]
-    others = {**CANDIDATES, "min_size": (0, *shares), "fill_holes": (True, False)}
+    others: dict[str, Sequence[Any]] = {**CANDIDATES, "min_size": (0, *shares), "fill_holes": (True, False)}
     before = best
     for values in [smoothing, *([{name: value} for value in each] for name, each in others.items())]:
         tried = dict(chosen)
