@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,11 +34,6 @@ _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def flip_ras_lps(affine: npt.ArrayLike) -> Affine:
     """Convert a 4x4 matrix from indices to millimetres between RAS and LPS; the conversion is its own inverse."""
     return _LPS_FROM_RAS @ np.asarray(affine, dtype=np.float64)
-
-
-def diameter_of(voxels: npt.ArrayLike, dims: int) -> Any:
-    """Return the diameter in voxels of a disc or ball of so many voxels."""
-    return 2 * np.sqrt(np.divide(voxels, np.pi)) if dims < 3 else 2 * np.cbrt(np.multiply(voxels, 0.75 / np.pi))
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,6 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 
 from medunet.errors import DataError
-from medunet.geometry import diameter_of
 
 from .arrays import Array, ArrayOrTensor, as_pair
 
@@ -255,7 +254,8 @@ def _others(count: int, *indices: Ids) -> npt.NDArray[np.bool_]:
 
 def _size_bins(voxels: Ids, dims: int) -> npt.NDArray[np.intp]:
     """Return the index in `DIAMETERS` of objects by their number of voxels."""
-    return np.searchsorted(DIAMETERS, diameter_of(voxels, dims), side="right") - 1
+    diameters = 2 * np.sqrt(voxels / np.pi) if dims < 3 else 2 * np.cbrt(0.75 * voxels / np.pi)
+    return np.searchsorted(DIAMETERS, diameters, side="right") - 1
 
 
 def _share(part: float, whole: float) -> Any:

@@ -1,7 +1,7 @@
 """The choice of what separates touching objects."""
 
-from medunet.geometry import diameter_of
 from medunet.transforms import InstanceTarget
+from medunet.transforms.instances import diameter_of
 
 from .adapt import DEFAULT_TARGET, instance_values
 from .fingerprint import Fingerprint

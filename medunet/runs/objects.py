@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from medunet.config import read_json, to_json
 from medunet.files import write_atomically
-from medunet.geometry import diameter_of
 from medunet.io import LoadLabeld
 from medunet.metrics import add_counts, count_objects, object_scores
 from medunet.prediction import Predictor
 from medunet.resources import WORKFLOWS
 from medunet.transforms import InstanceTarget, objects_from_maps
+from medunet.transforms.instances import diameter_of
 from medunet.trust import adopt
 
 logger = logging.getLogger(__name__)

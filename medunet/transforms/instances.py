@@ -11,7 +11,6 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from medunet.errors import ConfigError, DataError
-from medunet.geometry import diameter_of
 
 from .border_weights import border_term, border_weight_map
 from .cells import separate_cells
@@ -232,6 +231,11 @@ def objects_from_maps(
     keep[0] = False
     numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)[numbers]
     return Objects(numbers, _classes(numbers, per_class), foreground)
+
+
+def diameter_of(voxels: npt.ArrayLike, dims: int) -> Any:
+    """Return the diameter in voxels of a disc or ball of so many voxels."""
+    return 2 * np.sqrt(np.divide(voxels, np.pi)) if dims < 3 else 2 * np.cbrt(np.multiply(voxels, 0.75 / np.pi))
 
 
 def _typical_diameter(numbers: npt.NDArray[np.int32]) -> float:
