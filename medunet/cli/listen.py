@@ -63,9 +63,7 @@ def listen(
     require_path(store)
     if store is not None and output.resolve().is_relative_to(store.resolve()):
         raise ConfigError("--output must not be in the folder that is watched", received=output)
-    from medunet.deploy.monailabel.server import is_loopback
-
-    if not is_loopback(host) and not allow:
+    if host not in ("127.0.0.1", "::1", "localhost") and not allow:
         raise ConfigError("an address that other machines can reach needs --allow TITLE", received=host)
     check_target(output)
     from medunet.deploy.listen import Listener
