@@ -95,9 +95,5 @@ def cross_entropy(logits: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(values, indices, reduction="none")
     except IndexError as error:
         received, expected = f"{int(indices.min())} to {int(indices.max())}", f"0 to {values.shape[1] - 1}"
-        raise ConfigError(
-            "targets must be class indices",
-            received=received,
-            expected=expected,
-            remedy="map the values of the label to indices, or give ignore_index",
-        ) from error
+        cause, remedy = "targets must be class indices", "map the values of the label to indices, or give ignore_index"
+        raise ConfigError(cause, received=received, expected=expected, remedy=remedy) from error

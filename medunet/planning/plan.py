@@ -90,7 +90,7 @@ def plan(
     target = resolve_device(device)
     budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
-    decisions = [*_data(dataset), choices.normalisation(fingerprint), *choices.intensity(fingerprint)]
+    decisions = [*_data(dataset), choices.normalisation(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
     elif grid.factor > 1:
@@ -113,6 +113,7 @@ def plan(
         base, choose, available, image_size=grid.size, device=target, schedule_of=fit if measure else None
     )
     decisions += topology.decisions
+    decisions += choices.intensity(fingerprint, None if schedule is None else schedule.steps)
     if memory is not None:
         reason = "validation shares the given memory: larger images are tiled"
         decisions.append(Decision("validate::inferer::memory", f"{memory >> 21}MB", reason, _gigabytes(memory)))

@@ -29,12 +29,9 @@ def resolve_device(name: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise ConfigError("unknown device", received=name, expected="auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
-            "torch does not see this CUDA device",
-            received=str(device),
-            expected=f"one of {torch.cuda.device_count()} CUDA devices",
-            remedy="use --device cpu, or install a CUDA build of torch and a driver",
-        )
+        cause, expected = "torch does not see this CUDA device", f"one of {torch.cuda.device_count()} CUDA devices"
+        remedy = "use --device cpu, or install a CUDA build of torch and a driver"
+        raise ConfigError(cause, received=str(device), expected=expected, remedy=remedy)
     return device
 
 

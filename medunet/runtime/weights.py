@@ -78,12 +78,12 @@ def load_checkpoint(path: AnyPath, *, map_location: str | torch.device = "cpu") 
     except Exception as error:  # PyTorch's unpicklers raise many types for damaged data
         match = re.search(r"GLOBAL ([\w.]+)", str(error))
         # PyTorch's own message is not shown: it advises to run any code in the file
-        raise DataError(
+        cause, received = (
             "checkpoint must be a PyTorch file that contains only tensors",
-            file=path,
-            received=match and f"an object of {match[1]}",
-            remedy="save the network's state_dict() with torch.save",
-        ) from error
+            match and f"an object of {match[1]}",
+        )
+        remedy = "save the network's state_dict() with torch.save"
+        raise DataError(cause, file=path, received=received, remedy=remedy) from error
     if not isinstance(content, dict):
         raise DataError("checkpoint is not a dictionary", file=path, received=type(content).__name__)
     return content

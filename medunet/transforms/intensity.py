@@ -7,15 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import (
-    MapTransform,
-    RandAdjustContrastd,
-    RandGaussianSmoothd,
-    RandomizableTransform,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSimulateLowResolutiond,
-)
+from monai.transforms import MapTransform, RandomizableTransform, RandScaleIntensityd, RandShiftIntensityd
 from scipy.ndimage import binary_fill_holes
 
 from medunet.errors import ConfigError, DataError
@@ -205,11 +197,8 @@ class RandBiasd(_RandStrengthd):
         return (shaded - mean) * (old_std / std.clamp(min=SMALLEST_RANGE)) + old_mean
 
 
-KINDS = (
-    *(RandScaleIntensityd, RandShiftIntensityd, RandNoised, RandBiasd),
-    *(RandAdjustContrastd, RandGaussianSmoothd, RandSimulateLowResolutiond),
-)
-"""Transforms that `BatchIntensity` supports; others may move voxels, which would then differ from their labels."""
+KINDS = (RandScaleIntensityd, RandShiftIntensityd, RandNoised, RandBiasd)
+"""Transforms that `BatchIntensity` supports; others may move voxels, or make the host wait for a GPU."""
 
 
 class BatchIntensity:
@@ -234,12 +223,12 @@ class BatchIntensity:
     def __init__(self, steps: Sequence[Any]) -> None:
         for step in steps:
             if not isinstance(step, KINDS):
-                raise ConfigError(
-                    "this intensity transform does not work on batches",
-                    received=type(step).__name__,
-                    expected=", ".join(kind.__name__ for kind in KINDS),
-                    remedy="set batch_intensity to false: each patch is then changed by itself",
+                expected, remedy = (
+                    ", ".join(kind.__name__ for kind in KINDS),
+                    "move it from intensity_steps to contrast_steps",
                 )
+                cause, received = "this intensity transform does not work on batches", type(step).__name__
+                raise ConfigError(cause, received=received, expected=expected, remedy=remedy)
         self.steps = tuple(steps)
 
     def __call__(self, images: torch.Tensor, *, seed: int | Sequence[int]) -> torch.Tensor:

@@ -102,6 +102,13 @@ def test_contrast_and_shading_change_in_mr_but_not_in_ct(make_data: DataMaker) -
         assert (config["augment"]["noise"]["std"][1] > 0.1) is changes
 
 
+def test_a_short_training_run_has_no_random_contrast(make_data: DataMaker) -> None:
+    data = fingerprint(open_dataset(make_data(channels=["MR"])))
+    (steps, noise) = choices.intensity(data, choices.CONTRAST_STEPS - 1)
+    assert (steps.id, steps.value, noise.id) == ("contrast_steps", [], "augment::noise::std")
+    assert choices.intensity(data, choices.CONTRAST_STEPS) == choices.intensity(data, None) == []
+
+
 def test_each_channel_is_normalised_by_the_rule_of_its_kind(make_data: DataMaker) -> None:
     normalise = plan_for(make_data(channels=["CT", "PET"], low=-1000, high=400)).values["steps::normalize"]
     assert normalise["_target_"] == "medunet.transforms.NormalizeChannelsd"

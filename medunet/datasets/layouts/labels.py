@@ -204,12 +204,9 @@ def _scan_names(files: Sequence[Path], problems: list[MedunetError] | None) -> d
                 spellings.setdefault(key, name.strip())
                 numbers.setdefault(key, set()).add(number)
     if not 0 < len(numbers) <= MAX_LABELS:
-        raise DataError(
-            f"labels must name 1 to {MAX_LABELS} structures in all files together",
-            file=files[0].parent,
-            received=len(numbers),
-            remedy='choose some in dataset.json: {"labels": {"background": 0, "NAME": 1}}',
-        )
+        cause = f"labels must name 1 to {MAX_LABELS} structures in all files together"
+        remedy = 'choose some in dataset.json: {"labels": {"background": 0, "NAME": 1}}'
+        raise DataError(cause, file=files[0].parent, received=len(numbers), remedy=remedy)
     first = {key: min(values) for key, values in numbers.items()}
     agreed = all(len(values) == 1 for values in numbers.values()) and len(set(first.values())) == len(first)
     order = sorted(first, key=lambda key: first[key]) if agreed else sorted(first)

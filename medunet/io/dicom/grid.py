@@ -142,12 +142,9 @@ def build_picture(frames: Sequence[Frame], path: Path, phase: int | None) -> Gri
     if any(frame.file.path != file.path for frame in frames):
         raise GeometryError("path must contain one 2D image, not several", file=path)
     if (phase is None and count > 1) or not 0 <= (phase or 0) < count:
-        raise DataError(
-            f"image has {count} frames without a position",
-            file=path,
-            received=None if phase is None else f"phase={phase}",
-            expected=f"--phase 0 to {count - 1}" if count > 1 else "--phase 0",
-        )
+        cause, received = f"image has {count} frames without a position", None if phase is None else f"phase={phase}"
+        expected = f"--phase 0 to {count - 1}" if count > 1 else "--phase 0"
+        raise DataError(cause, file=path, received=received, expected=expected)
     header = read_dataset(
         file.path, tags=[*_OTHER_SPACINGS, "PixelAspectRatio", "TotalPixelMatrixColumns"], stop_before_pixels=True
     )

@@ -92,12 +92,9 @@ def _read(folder: Path, folds: str, kind: str, any_trainer: bool) -> Part:
             received, expected = f"{other.trainer}, {other.configuration}", f"{first.trainer}, {first.configuration}"
             raise DataError("folds were trained differently", file=other.path, received=received, expected=expected)
     if not any_trainer and not TRAINERS.fullmatch(first.trainer):
-        raise ConfigError(
-            "unknown trainer, which may build another network than the plan says",
-            file=first.path,
-            received=first.trainer,
-            remedy="pass --any-trainer if it only changes the training",
-        )
+        cause = "unknown trainer, which may build another network than the plan says"
+        remedy = "pass --any-trainer if it only changes the training"
+        raise ConfigError(cause, file=first.path, received=first.trainer, remedy=remedy)
     if plan is None or plan.name != first.configuration:
         plan = read_model(folder, first.configuration)
     definition = network_def(plan)

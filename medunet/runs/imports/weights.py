@@ -54,13 +54,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch's unpicklers raise many types
         match = re.search(r"GLOBAL ([\w.]+)|(?:function|class) ([\w.]+)", str(error))
-        found = match and (match[1] or match[2])
-        raise SecurityError(
-            "the checkpoint contains objects that could run code; nothing of it was run",
-            file=path,
-            received=found or type(error).__name__,
-            expected="tensors, numbers and texts",
-        ) from error
+        found = (match and (match[1] or match[2])) or type(error).__name__
+        cause = "the checkpoint contains objects that could run code; nothing of it was run"
+        raise SecurityError(cause, file=path, received=found, expected="tensors, numbers and texts") from error
     try:
         return Checkpoint(
             path,
