@@ -54,9 +54,12 @@ def check(
     from medunet.datasets import CaseView, examine
     from medunet.io import ReadOptions, read_label
     from medunet.reports import ContactSheet
-    from medunet.runs.audit import audit_labels, held_out_maps
 
-    pictures, predictions = ContactSheet(), held_out_maps(run) if run is not None else {}
+    pictures, predictions = ContactSheet(), {}
+    if run is not None:
+        from medunet.runs.audit import audit_labels, held_out_maps
+
+        predictions = held_out_maps(run)
 
     def visit(view: CaseView) -> None:
         affine = view.record.geometry.affine if view.record.is_placed else None

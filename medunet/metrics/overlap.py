@@ -42,7 +42,7 @@ def count_voxels(pred: Array, ref: Array) -> tuple[int, int, int]:
 
 
 def mean_of_known(numbers: Iterable[float]) -> float:
-    """Return the mean of the numbers that are not NaN; NaN if there are none."""
+    """Return the mean without NaN, or NaN if there is no number."""
     known = [number for number in numbers if not math.isnan(number)]
     return float(np.mean(known)) if known else math.nan
 

@@ -113,7 +113,8 @@ def plan(
         base, choose, available, image_size=grid.size, device=target, schedule_of=fit if measure else None
     )
     decisions += topology.decisions
-    decisions += choices.intensity(fingerprint, None if schedule is None else schedule.steps)
+    steps = config["epochs"] * usual if schedule is None else schedule.steps
+    decisions += choices.intensity(fingerprint, config, steps)
     if memory is not None:
         reason = "validation shares the given memory: larger images are tiled"
         decisions.append(Decision("validate::inferer::memory", f"{memory >> 21}MB", reason, _gigabytes(memory)))

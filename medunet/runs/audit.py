@@ -24,15 +24,13 @@ Labels = npt.NDArray[np.integer]
 
 
 def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
-    """Compare labels with the predictions of a cross-validation, or of `medunet evaluate`; return the worst first.
+    """Compare labels with the predictions of `held_out_maps`; return the worst first.
 
     Raises:
         ConfigError: a run of objects.
-        DataError: there are no predictions of cases that the run was not trained on.
+        DataError: there are no predictions of these cases.
     """
     config, maps, found = read_own(run, "evaluate"), held_out_maps(run), []
-    if config.get("instances"):
-        raise ConfigError("an audit is for classes, and this run predicts objects", file=run)
     labels = class_values(config)
     structures = structure_values(config)
     for case in dataset.cases:
@@ -55,7 +53,9 @@ def audit_labels(dataset: SegmentationDataset, run: Path) -> list[Finding]:
 
 
 def held_out_maps(run: Path) -> dict[str, Path]:
-    """Return the predictions of a run or cross-validation by name, of cases that it was not trained on."""
+    """Return the predictions of a cross-validation, or of `medunet evaluate`, by case; ConfigError for objects."""
+    if read_own(run, "evaluate").get("instances"):
+        raise ConfigError("an audit is for classes, and this run predicts objects", file=run)
     folders = sorted(run.glob("fold_*/predictions")) or [run / EVALUATION / "predictions"]
     return {name: path for folder in folders if folder.is_dir() for name, path in label_maps(folder).items()}
 

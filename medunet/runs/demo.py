@@ -29,16 +29,16 @@ TRAINING_CASES = 20
 TEST_CASES = 6
 SEED = 2015
 SECONDS = 200.0  # for training, on any machine; the other steps take about a minute
-MAX_EPOCHS = 40  # of a fast machine
+MAX_EPOCHS = 60  # of a fast machine
 
 # changes to `unet_3d`: the phantoms are simple and small
 DEMO_CHANGES: Mapping[str, Any] = {
     "network_def::channels": [8, 16, 32, 64],
     "steps_per_epoch": 12,
     "batch_size": 2,
-    "learning_rate": 0.005,
+    "learning_rate": 0.01,
     "folds": 10,
-    "patch_size": [48, 48, 40],
+    "patch_size": [32, 32, 32],
 }
 
 

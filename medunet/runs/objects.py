@@ -20,7 +20,7 @@ from medunet.trust import adopt
 
 logger = logging.getLogger(__name__)
 
-MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about half a minute for all candidates
+MAX_VOXELS = 4_000_000  # of the cases that the values are chosen on: about a minute for all candidates
 MIN_GAIN = 1e-3  # mean average precision by which a value must beat the present one
 SMOOTHING = (0.03, 0.06, 0.09, 0.12, 0.15, 0.2)  # smoothing to try, as shares of the median object's diameter
 CANDIDATES = {

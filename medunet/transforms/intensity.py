@@ -223,12 +223,9 @@ class BatchIntensity:
     def __init__(self, steps: Sequence[Any]) -> None:
         for step in steps:
             if not isinstance(step, KINDS):
-                expected, remedy = (
-                    ", ".join(kind.__name__ for kind in KINDS),
-                    "move it from intensity_steps to contrast_steps",
-                )
-                cause, received = "this intensity transform does not work on batches", type(step).__name__
-                raise ConfigError(cause, received=received, expected=expected, remedy=remedy)
+                cause, expected = "this transform does not work on batches", ", ".join(kind.__name__ for kind in KINDS)
+                remedy = "move it from intensity_steps to contrast_steps"
+                raise ConfigError(cause, received=type(step).__name__, expected=expected, remedy=remedy)
         self.steps = tuple(steps)
 
     def __call__(self, images: torch.Tensor, *, seed: int | Sequence[int]) -> torch.Tensor:

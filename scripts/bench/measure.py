@@ -47,7 +47,8 @@ def machine(*packages: str) -> dict[str, Any]:
 
 def describe(where: dict[str, Any]) -> str:
     """Return the line below a table: machine, date and revision."""
-    return f"({where['cpu']}, {where['threads']} threads, torch {where['torch']}, {where['date']}, {where['revision']})"
+    threads = f"{where['threads']} thread{'s' * (where['threads'] != 1)}"
+    return f"({where['cpu']}, {threads}, torch {where['torch']}, {where['date']}, {where['revision']})"
 
 
 def read_json(path: Path) -> dict[str, Any]:

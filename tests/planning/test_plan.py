@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from medunet.bundle import find_bundle
 from medunet.config import apply, read_json
@@ -92,21 +93,16 @@ def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> Non
     assert normalise["b_min"] == pytest.approx((channel.low - channel.mean) / channel.std, abs=1e-5)
 
 
-def test_contrast_and_shading_change_in_mr_but_not_in_ct(make_data: DataMaker) -> None:
-    for channels, changes in ((["MR"], True), (["CT"], False), (["CT", "PET"], False)):
-        chosen = plan_for(make_data(channels=channels, low=-1000, high=400))
-        values = {id_: value for id_, value in chosen.values.items() if id_ not in choices.ENGINE_IDS}
-        config = apply(read_json(find_bundle("unet_3d") / "configs" / "train.json"), values)
-        for name in ("bias", "gamma", "blur"):
-            assert (f"@augment#{name}" in config["contrast_steps"]) is changes
-        assert (config["augment"]["noise"]["std"][1] > 0.1) is changes
-
-
-def test_a_short_training_run_has_no_random_contrast(make_data: DataMaker) -> None:
-    data = fingerprint(open_dataset(make_data(channels=["MR"])))
-    (steps, noise) = choices.intensity(data, choices.CONTRAST_STEPS - 1)
-    assert (steps.id, steps.value, noise.id) == ("contrast_steps", [], "augment::noise::std")
-    assert choices.intensity(data, choices.CONTRAST_STEPS) == choices.intensity(data, None) == []
+def test_contrast_and_shading_change_in_long_training_runs_on_mr_but_not_on_ct(make_data: DataMaker) -> None:
+    recipe = read_json(find_bundle("unet_3d") / "configs" / "train.json")
+    assert recipe["contrast_steps"] == []
+    steps = choices.CONTRAST_STEPS
+    for channels, count, changes in ((["MR"], steps, 3), (["MR"], steps - 1, 0), (["CT", "PET"], steps, 0)):
+        data = fingerprint(open_dataset(make_data(channels=channels, low=-1000, high=400)))
+        config = apply(recipe, {one.id: one.value for one in choices.intensity(data, recipe, count)})
+        assert len(config["contrast_steps"]) == changes
+        assert (config["augment"]["noise"]["std"][1] > 0.1) is bool(changes)
+        assert ConfigParser(config).get_parsed_content("contrast_steps", lazy=False) is not None
 
 
 def test_each_channel_is_normalised_by_the_rule_of_its_kind(make_data: DataMaker) -> None:
@@ -271,6 +267,7 @@ def test_a_short_time_gets_fewer_channels_and_more_steps(make_data: DataMaker, m
         chosen = plan_for(make_data(), measure=True, seconds=seconds)
         assert seen == channels
         assert chosen.values["network_def::channels"][0] == seen[-1]
+        assert ("contrast_steps" in chosen.values) is (seconds is None)  # without a time, there are many steps
     assert "times 0.25" in next(d.reason for d in chosen.decisions if d.id == "network_def::channels")
     assert "with the usual channels" in next(note.reason for note in chosen.notes if note.id == "time")
 

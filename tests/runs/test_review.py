@@ -167,6 +167,9 @@ def test_an_audit_lists_and_draws_the_worst_label_first(
     assert (finding.case, finding.severity) == (worst.name, "warning")
     assert finding.cause.startswith(f"{worst.name}: Dice 0.")
     assert medunet("check", data, "--run", copy, "--sheet", tmp_path / "sheet.png") == 0
+    config = copy / "configs" / "evaluate.json"
+    config.write_text(to_json(apply(read_json(config), {"instances": True})))
+    assert medunet("check", data, "--run", copy) == 2
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     top, tile = CAPTION + GAP, slice(CAPTION + GAP, CAPTION + GAP + TILE)
     assert sheet[top - 2, GAP].tolist() == list(FRAMES["warning"])  # of the first case; beside it is its prediction
