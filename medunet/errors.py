@@ -58,6 +58,10 @@ class DataError(MedunetError):
     """A file, image or label that cannot be used: unreadable, unpaired or with wrong values."""
 
 
+class DeviceError(MedunetError):
+    """A GPU that rejects all further work of this process, as CUDA does after an illegal access."""
+
+
 class SecurityError(MedunetError):
     """Content that is rejected because it could run code, leave its folder or exhaust the machine."""
 

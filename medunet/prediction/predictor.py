@@ -18,14 +18,13 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged, Orientation, Orientationd, Spacing, Spacingd
 
-from medunet.errors import ConfigError, DataError, MedunetError, find_cause, first_lines
+from medunet.errors import ConfigError, DataError, DeviceError, find_cause
 from medunet.files import require_path
 from medunet.io import SavePredictiond, output_name
 from medunet.io.reader import PathLike
 from medunet.io.segments import BACKGROUND
 from medunet.resources import find_run
 from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_freed_memory, resolve_device
-from medunet.runtime.cuda import is_broken
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
 from .device import infer, prepare_tiles, thread_count
@@ -198,7 +197,7 @@ class Predictor:
         """
         self._require_output_dir()
         case = _Case(source, transforms=self._transforms)
-        with typed_errors():
+        with typed_errors(self.device):
             for stage in (self._read, self._compute, self._write):
                 if not case.is_over:
                     stage(case)
@@ -216,7 +215,7 @@ class Predictor:
             GeometryError: invalid headers.
         """
         case = _Case(source, transforms=self._transforms)
-        with typed_errors():
+        with typed_errors(self.device):
             self._read(case, writes=False)
             return self._decided(case)
 
@@ -240,7 +239,7 @@ class Predictor:
             affine = np.eye(4)  # as a PNG is read
         volume = from_array(image, affine, channels=self.channels, spatial_dims=self.spatial_dims)
         start = steps_up_to(self.preprocessing, LoadImaged, last=True)
-        with typed_errors():
+        with typed_errors(self.device):
             case.item = self._preprocess(case, {"image": volume}, start=start)
             return self._decided(case)
 
@@ -381,12 +380,11 @@ class Predictor:
         if case.is_over:
             return case
         try:
-            with typed_errors():
+            with typed_errors(self.device):
                 stage(case)
+        except DeviceError:
+            raise
         except Exception as failure:
-            if is_broken(self.device):
-                cause = f"{self.device} rejects all further work of this process; results that exist are complete"
-                raise MedunetError(cause, received=first_lines(failure), remedy="add --skip-existing") from failure
             case.item, case.path, case.written = {}, None, []
             case.error = find_cause(failure)
             codes, (images, _) = self.pseudonyms, parts(case.source)

@@ -10,11 +10,11 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, LoadImage, LoadImaged
 
-from medunet.errors import ConfigError, DataError, find_cause, first_lines
+from medunet.errors import ConfigError, DataError, DeviceError, find_cause, first_lines
 from medunet.inferers import free_memory
 from medunet.io import MedunetReader
 from medunet.io.isolation import shared_process
-from medunet.runtime.cuda import is_out_of_memory
+from medunet.runtime.cuda import is_broken, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,14 @@ _PREPROCESSING = threading.Lock()  # reading threads take turns on the GPU, beca
 
 
 @contextmanager
-def typed_errors() -> Iterator[None]:
-    """Raise the typed error that MONAI's transforms wrap into a RuntimeError, or one about exhausted memory."""
+def typed_errors(device: torch.device) -> Iterator[None]:
+    """Raise the typed error that MONAI's transforms wrap, or one about exhausted memory or a broken device."""
     try:
         yield
     except Exception as failure:
+        if is_broken(device):
+            rule = f"{device} rejects all further work of this process; results that exist are complete"
+            raise DeviceError(rule, received=first_lines(failure), remedy="add --skip-existing") from failure
         cause = find_cause(failure)
         if cause is None and is_out_of_memory(failure):
             remedy = "free memory, or use --device cpu or a smaller tile_inferer::memory"

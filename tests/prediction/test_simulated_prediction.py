@@ -17,7 +17,7 @@ import torch
 from simulated_cuda import GIB, SimulatedCuda, counted
 from small import untrained_run
 
-from medunet.errors import MedunetError
+from medunet.errors import DeviceError, MedunetError
 from medunet.inferers import GridMap, OverlapTileInferer, memory, restore_labels, windows
 from medunet.inferers.memory import MOST_NUMBERS, bytes_per_voxel, peak_bytes
 from medunet.inferers.windows import take_window
@@ -227,12 +227,14 @@ def test_a_broken_gpu_ends_the_prediction(
         last = lambda item: {**item, "image": fail_early(item["image"])}  # noqa: E731
         predictor.preprocessing.transforms = (*before, last)
     results = []
-    with pytest.raises(MedunetError, match=r"cuda.* rejects all further work.*illegal memory access.*--skip-existing"):
+    with pytest.raises(DeviceError, match=r"cuda.* rejects all further work.*illegal memory access.*--skip-existing"):
         for result in predictor.predict(sources):
             results.append(result)
     assert all(result.path is not None for result in results)
     assert len(results) <= 1
     assert is_broken(CUDA)
+    with pytest.raises(DeviceError):  # as a label server meets it
+        predictor.decide(sources[0])
 
 
 # planted faults

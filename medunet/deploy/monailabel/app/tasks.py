@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import os
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.results import choose_suffix, describe_result, score_labels, uncertainty, write_result
 from medunet.deploy.monailabel.served import ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, read_options, train_further
-from medunet.errors import DataError, MedunetError, find_cause
+from medunet.errors import DataError, DeviceError, MedunetError, find_cause
 from medunet.files import write_atomically
 from medunet.io import is_dicom_folder, read_header
 from medunet.metrics.overlap import mean_of_known
@@ -52,7 +54,11 @@ class LoadedBundle:
 
     def compute(self, work: Callable[[Predictor], T]) -> T:
         """Return what `work` computes with the current weights; other requests wait."""
-        return WORKER.submit(lambda: work(self._predictor())).result()
+        try:
+            return WORKER.submit(lambda: work(self._predictor())).result()
+        except DeviceError:
+            os.kill(os.getpid(), signal.SIGTERM)  # this answer is sent, then the server ends
+            raise
 
     def _predictor(self) -> Predictor:
         stamp = self.bundle.stamp
@@ -221,6 +227,8 @@ class Uncertainty(Strategy):
             source = Path(datastore.get_image_uri(image))
             try:
                 values[image] = round(self.loaded.compute(partial(uncertainty, source=source)), 6)
+            except DeviceError:
+                raise
             except Exception as error:  # such as a picture for a network of volumes
                 logger.warning("%s cannot be offered: %s", image, find_cause(error) or type(error).__name__)
                 values[image] = UNUSABLE
