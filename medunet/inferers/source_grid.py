@@ -5,7 +5,6 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -202,7 +201,6 @@ class ProbabilityInferer(SourceGridInferer):
             gives zeros.
         to_source: whether to return to the grid that the image was read on.
         plan_spacing: spacing of a plan of nnU-Net, whose way of restoring logits is then followed.
-        scratch_dir: folder of the temporary file; by default the system's.
         temperature: divisor of the logits, which calibrates the probabilities (Guo et al., ICML 2017); labels that
             follow from them are the same at any temperature.
 
@@ -227,18 +225,17 @@ class ProbabilityInferer(SourceGridInferer):
         activation: str = "softmax",
         to_source: bool = True,
         plan_spacing: Sequence[float | None] | None = None,
-        scratch_dir: str | Path | None = None,
         temperature: float = 1.0,
     ) -> None:
         super().__init__(inferer, to_source=to_source, plan_spacing=plan_spacing)
         if temperature <= 0:
             raise ConfigError("temperature must be positive", received=temperature)
         self.activation = check_activation(activation)
-        self.scratch_dir, self.temperature = scratch_dir, temperature
+        self.temperature = temperature
 
     def _empty(self, images: int, classes: int, size: tuple[int, ...]) -> torch.Tensor:
         # the file has no name, so it disappears with the last reference to it, even if the process crashes
-        with tempfile.TemporaryFile(dir=self.scratch_dir) as file:
+        with tempfile.TemporaryFile() as file:
             return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=(images, classes, *size)))
 
     def _put(self, logits: torch.Tensor, grid: GridMap, out: torch.Tensor, region: tuple[slice, ...]) -> None:

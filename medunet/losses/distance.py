@@ -16,7 +16,6 @@ class DistanceLoss(nn.Module):
 
     Args:
         n_classes: number of classes of objects; the logits have one channel more.
-        lambda_distance: factor of the distance.
         center_crop: for networks with valid convolutions, crop target and distances to the middle.
 
     Raises:
@@ -29,10 +28,9 @@ class DistanceLoss(nn.Module):
         '0.35'
     """
 
-    def __init__(self, *, n_classes: int = 1, lambda_distance: float = 1.0, center_crop: bool = False) -> None:
+    def __init__(self, *, n_classes: int = 1, center_crop: bool = False) -> None:
         super().__init__()
         self.classes = RegionDiceCELoss([[index] for index in range(1, n_classes + 1)], center_crop=center_crop)
-        self.lambda_distance = lambda_distance
         self.center_crop = center_crop
 
     def forward(
@@ -57,4 +55,4 @@ class DistanceLoss(nn.Module):
             assert aligned is not None
             weights = aligned / aligned.mean()
         loss: torch.Tensor = F.binary_cross_entropy_with_logits(logits[:, -1].float(), wanted, weight=weights)
-        return self.lambda_distance * loss + self.classes(logits[:, :-1], target)
+        return loss + self.classes(logits[:, :-1], target)

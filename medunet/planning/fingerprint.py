@@ -92,6 +92,8 @@ class Fingerprint:
     broken: dict[str, str]  # why a case could not be measured, by its name
     regions: dict[str, list[int]] = field(default_factory=dict)  # label values of classes that overlap, by name
     objects: dict[str, float] = field(default_factory=dict)  # figures of all objects, if the labels number objects
+    bright_backgrounds: float = 0.0  # share of the 2D images with a bright background
+    matching_backgrounds: float = 0.0  # share of those with dark foreground on bright background, or the reverse
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -223,6 +225,8 @@ def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken
         broken=broken,
         regions={region.name: list(region.values) for region in dataset.regions},
         objects=object_figures(figures) if (figures := [case.objects for case in measures if case.objects]) else {},
+        bright_backgrounds=float(np.mean([case.bright_background for case in measures])),
+        matching_backgrounds=float(np.mean([case.bright_background == case.dark_foreground for case in measures])),
     )
 
 

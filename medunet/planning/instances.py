@@ -1,15 +1,17 @@
-"""The choice of what separates touching objects."""
+"""The choice of what separates touching objects, and of what makes their images alike."""
 
 from medunet.transforms import InstanceTarget
 from medunet.transforms.instances import diameter_of
 
 from .adapt import DEFAULT_TARGET, instance_values
 from .fingerprint import Fingerprint
-from .topology import MAX_COARSENING, Decision
+from .topology import MAX_COARSENING, Decision, Spacing
 
 RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
 REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
 REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
+RARE = 0.02  # share of the images below which another kind of background does not count
+MATCHING = 0.95  # smallest share of the images with dark objects on a bright background, or the reverse
 LARGE_DIAMETER = 60.0  # pixels; if the median object of 2D images is larger, the images are made smaller
 
 
@@ -20,6 +22,22 @@ def shrinking(data: Fingerprint) -> tuple[float, str]:
     diameter = diameter_of(data.objects["median_voxels"], 2)
     numbers = f"median diameter {diameter:.0f} pixels, at least {LARGE_DIAMETER:g} on the grid of the network"
     return round(min(max(diameter / LARGE_DIAMETER, 1.0), MAX_COARSENING), 2), numbers
+
+
+def image_steps(data: Fingerprint, grid: Spacing) -> list[Decision]:
+    """Prepare 2D images: smaller if objects are large, and with a dark background if only some have one."""
+    steps, decisions, reasons, numbers = ["@steps#normalize"], [], [], ""
+    if grid.factor > 1:
+        steps, reasons = ["@steps#spacing", *steps], [grid.reason]
+        decisions.append(Decision("steps::spacing::pixdim", list(grid.spacing_mm), grid.reason, grid.numbers))
+    bright, matching = data.bright_backgrounds, data.matching_backgrounds
+    if data.objects and RARE < bright < 1 - RARE and matching >= MATCHING:
+        steps.insert(-1, "@steps#dark_background")
+        reasons.append("images with dark objects on a bright background are negated, so that all images are alike")
+        numbers = f"{100 * bright:.3g} % have a bright background, and {100 * matching:.3g} % the objects that fit it"
+    if reasons:
+        decisions.append(Decision("image_steps", steps, "; ".join(reasons), numbers))
+    return decisions
 
 
 def instances(data: Fingerprint, factor: float = 1.0) -> list[Decision]:

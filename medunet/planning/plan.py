@@ -20,7 +20,7 @@ from medunet.units import GB
 from . import choices
 from .adapt import region_values
 from .fingerprint import Fingerprint
-from .instances import instances, shrinking
+from .instances import image_steps, instances, shrinking
 from .probe import StepCost, measure_step, training_bytes
 from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
@@ -93,9 +93,8 @@ def plan(
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
-    elif grid.factor > 1:
-        decisions.append(Decision("steps::spacing::pixdim", list(grid.spacing_mm), grid.reason, grid.numbers))
-        decisions.append(Decision("image_steps", ["@steps#spacing", "@steps#normalize"], grid.reason))
+    else:
+        decisions += image_steps(fingerprint, grid)
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
     flips = mirroring[0].value

@@ -20,6 +20,7 @@ from .instances import instance_target as instance_target
 from .instances import objects_from_maps as objects_from_maps
 from .intensity import AboveThreshold as AboveThreshold
 from .intensity import BatchIntensity as BatchIntensity
+from .intensity import DarkBackgroundd as DarkBackgroundd
 from .intensity import NonZero as NonZero
 from .intensity import NormalizeChannelsd as NormalizeChannelsd
 from .intensity import RandBiasd as RandBiasd

@@ -30,7 +30,6 @@ def border_weight_map(
     instances: str = "labels",
     foreground: int | Sequence[int] | None = None,
     connectivity: int = 1,
-    spacing: Sequence[float] | None = None,
     ignore_index: int | None = None,
 ) -> np.ndarray:
     """Return the weight of each pixel in the loss: equation 2 of Ronneberger et al. 2015, U-Net, section 3.
@@ -61,8 +60,6 @@ def border_weight_map(
         raise ConfigError("border term needs w0 >= 0 and sigma > 0", received=f"{w0=}, {sigma=}")
     if instances not in ("labels", "components"):
         raise ConfigError('instances must be "labels" or "components"', received=instances)
-    if spacing is not None and (min(spacing) <= 0 or len(spacing) != labels.ndim):
-        raise ConfigError("spacing must be one positive number per axis", received=list(spacing))
     if not 1 <= connectivity <= labels.ndim:
         raise ConfigError(f"connectivity must be in 1 .. {labels.ndim}", received=connectivity)
     ignored = None if ignore_index is None else labels == ignore_index
@@ -79,34 +76,29 @@ def border_weight_map(
         objects = relabel_sequential(labels)[0]  # 1 .. N, so that a single number 60000 is not 60000 objects
 
     weights = _class_weight_map(classes, class_weights, ignored)
-    weights += np.where(objects == 0, border_term(objects, w0=w0, sigma=sigma, spacing=spacing), 0)
+    weights += np.where(objects == 0, border_term(objects, w0=w0, sigma=sigma), 0)
     if ignored is not None:
         weights[ignored] = 0
     return weights
 
 
-def border_term(
-    objects: np.ndarray, *, w0: float, sigma: float, spacing: Sequence[float] | None = None
-) -> npt.NDArray[np.float32]:
+def border_term(objects: np.ndarray, *, w0: float, sigma: float) -> npt.NDArray[np.float32]:
     """Return ``w0 exp(-(d1 + d2)^2 / (2 sigma^2))`` of each pixel; inside the objects 1 .. N, d1 is 0."""
     reach = sigma * math.sqrt(-2 * math.log(NEGLIGIBLE_SHARE))
-    nearest, second = _two_nearest_objects(objects, reach=reach, spacing=spacing)
+    nearest, second = _two_nearest_objects(objects, reach=reach)
     return np.asarray(w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), dtype=np.float32)
 
 
-def _two_nearest_objects(
-    objects: np.ndarray, *, reach: float, spacing: Sequence[float] | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _two_nearest_objects(objects: np.ndarray, *, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 distances to the nearest and second nearest of objects 1 .. N; above `reach` they may be infinite.
 
     Each object is measured only in its bounding box widened by the reach: pixels farther away cannot matter.
     """
     nearest, second = (np.full(objects.shape, np.inf, dtype=np.float32) for _ in range(2))
-    steps = (1.0,) * objects.ndim if spacing is None else tuple(spacing)
-    widen = [math.ceil(reach / step) for step in steps]
+    widen = math.ceil(reach)
     for number, box in enumerate(ndimage.find_objects(objects), start=1):
-        wide = tuple(slice(max(0, s.start - w), s.stop + w) for s, w in zip(box, widen, strict=True))
-        distance = ndimage.distance_transform_edt(objects[wide] != number, sampling=steps).astype(np.float32)
+        wide = tuple(slice(max(0, side.start - widen), side.stop + widen) for side in box)
+        distance = ndimage.distance_transform_edt(objects[wide] != number).astype(np.float32)
         np.minimum(second[wide], np.maximum(nearest[wide], distance), out=second[wide])
         np.minimum(nearest[wide], distance, out=nearest[wide])
     return nearest, second
@@ -137,11 +129,10 @@ class BorderWeightMapd(MapTransform):
     image and label. The result is float32 `(1, *spatial)`, with the metadata of the label.
 
     Args:
-        keys: keys of labels, `(1, *spatial)`: class indices for ``instances="components"``, else instance numbers.
-        output_key: key of the weight map, one per key of `keys`.
-        allow_missing_keys: skip keys that an item lacks.
+        keys: key of the label, `(1, *spatial)`: class indices for ``instances="components"``, else instance numbers.
+        output_key: key of the weight map.
         w0: height of the border term.
-        sigma: width of the border term, in pixels, or in the unit of `spacing`.
+        sigma: width of the border term, in pixels.
         class_weights: weights of classes, to which the border term is added. ``balanced`` weighs each class of this
             image by ``pixels / (classes * pixels of the class)``, which has a mean of 1; numbers are weights per class;
             None is 1. If images may have almost no pixel of a class, give numbers for the whole data set.
@@ -150,7 +141,6 @@ class BorderWeightMapd(MapTransform):
         foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
         connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
             corner. 1 separates cells at a diagonal membrane of one pixel.
-        spacing: distance between pixels per axis; None for 1.
         ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Raises:
@@ -161,7 +151,7 @@ class BorderWeightMapd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = "label",
-        output_key: KeysCollection = "weight",
+        output_key: Hashable = "weight",
         *,
         w0: float = 10.0,
         sigma: float = 5.0,
@@ -169,22 +159,20 @@ class BorderWeightMapd(MapTransform):
         instances: str = "labels",
         foreground: int | Sequence[int] | None = None,
         connectivity: int = 1,
-        spacing: Sequence[float] | None = None,
         ignore_index: int | None = None,
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.output_keys = ensure_tuple(output_key)
-        if len(self.output_keys) != len(self.keys):
-            raise ConfigError("output_key must have one key per label", received=output_key, expected=len(self.keys))
-        self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights, "spacing": spacing}
+        super().__init__(keys)
+        if len(self.keys) > 1:
+            raise ConfigError("keys must be one label", received=keys)
+        self.output_key = output_key
+        self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights}
         self.options |= {"instances": instances, "foreground": foreground, "connectivity": connectivity}
         self.options |= {"ignore_index": ignore_index}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its weight map."""
         item = dict(data)
-        for key, output_key in self.key_iterator(item, self.output_keys):
+        for key in self.key_iterator(item):
             label = plain(item[key])
             try:
                 if len(label) != 1:
@@ -192,7 +180,7 @@ class BorderWeightMapd(MapTransform):
                 weights = border_weight_map(label[0].cpu().numpy(), **self.options)
             except DataError as error:
                 raise error.at(source_file(item[key])) from error
-            item[output_key] = like(torch.from_numpy(weights[None]).to(label.device), item[key])
+            item[self.output_key] = like(torch.from_numpy(weights[None]).to(label.device), item[key])
         return item
 
 

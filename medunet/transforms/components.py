@@ -62,7 +62,6 @@ class CleanComponentsd(TensorTransform):
         keep_largest: class indices of which only the largest component is kept.
         min_size: smallest size of a component per class index, starting with the background; mm³, in 2D mm² (pixels if
             the file has no spacing). 0 keeps all.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: a rule for the background, or an invalid size.
@@ -74,14 +73,9 @@ class CleanComponentsd(TensorTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection = "pred",
-        *,
-        keep_largest: Sequence[int] = (),
-        min_size: Sequence[float] = (),
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection = "pred", *, keep_largest: Sequence[int] = (), min_size: Sequence[float] = ()
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.rules = _rules(keep_largest, min_size)
         if any(index < 1 for index in self.rules):
             raise ConfigError("rules must not name the background", received=f"{keep_largest=}, {min_size=}")
@@ -109,7 +103,6 @@ class CleanRegionsd(TensorTransform):
         keep_largest: indices of the regions of which only the largest component is kept.
         min_size: smallest size of a component per region; mm³, in 2D mm² (pixels if the file has no spacing). 0 keeps
             all.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: an unknown region, an invalid size, or a region whose removal no class index can express.
@@ -128,9 +121,8 @@ class CleanRegionsd(TensorTransform):
         order: Sequence[int],
         keep_largest: Sequence[int] = (),
         min_size: Sequence[float] = (),
-        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.regions = tuple(tuple(region) for region in regions)
         self.order = tuple(order)
         self.rules = _rules(keep_largest, min_size)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform, RandScaleIntensityd, RandShiftIntensityd
+from monai.transforms.utils_pytorch_numpy_unification import percentile
 from scipy.ndimage import binary_fill_holes
 
 from medunet.errors import ConfigError, DataError
@@ -82,6 +83,25 @@ def _scaled(
         return (channel.clamp(numbers["low"], numbers["high"]) - numbers["mean"]) / (numbers["std"] or 1.0)
     std, mean = torch.std_mean(channel, correction=0)
     return (channel - mean) / torch.where(std > 0, std, torch.ones_like(std))
+
+
+def has_bright_background(image: torch.Tensor) -> bool:
+    """Return whether most voxels of an image `(C, *spatial)` are nearer to its bright end than to its dark one."""
+    dark, middle, bright = percentile(plain(image).float().mean(dim=0), [1, 50, 99]).tolist()
+    return bool(middle > (dark + bright) / 2)
+
+
+class DarkBackgroundd(TensorTransform):
+    """Negate images with a bright background, so that objects are bright in all images.
+
+    Microscopes show nuclei bright on black (fluorescence) or dark on white (transmitted light, stained tissue).
+
+    Args:
+        keys: keys of images `(C, *spatial)`; the results are float32.
+    """
+
+    def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:
+        return -values.float() if has_bright_background(values) else values.float()
 
 
 class NonZero:

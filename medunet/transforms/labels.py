@@ -25,7 +25,6 @@ class EncodeLabelsd(TensorTransform):
         keys: keys of the labels, each `(1, *spatial)`.
         values: the file's values in the order of the classes, or a mapping of names to values.
         ignore_value: a further value that becomes `IGNORE_INDEX`.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: the values repeat, or there are too many for an ignore index.
@@ -39,14 +38,9 @@ class EncodeLabelsd(TensorTransform):
     _decodes = False
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        values: Sequence[int] | Mapping[str, int],
-        *,
-        ignore_value: int | None = None,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, values: Sequence[int] | Mapping[str, int], *, ignore_value: int | None = None
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         indices = {value: index for index, value in enumerate(_class_values(values, ignore_value))}
         if ignore_value is not None:
             indices[ignore_value] = IGNORE_INDEX
@@ -65,7 +59,6 @@ class DecodeLabelsd(EncodeLabelsd):
         keys: keys of index maps, each `(1, *spatial)`.
         values: the values in the order of the classes, or a mapping of names to values.
         ignore_value: the value that `IGNORE_INDEX` becomes.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: the values repeat, or there are too many for an ignore index.
@@ -83,8 +76,7 @@ class BlankIgnoredd(MapTransform):
     """Set voxels whose label is `IGNORE_INDEX` to class 0 in all keys, so that metrics do not count them.
 
     Args:
-        keys: keys of index maps, each `(1, *spatial)`; among them the label itself.
-        label_key: key of the label.
+        keys: keys of index maps, each `(1, *spatial)`; among them `label`.
 
     Examples:
         >>> item = {"pred": torch.tensor([[1, 1]]), "label": torch.tensor([[1, 255]])}
@@ -92,14 +84,10 @@ class BlankIgnoredd(MapTransform):
         {'pred': tensor([[1, 0]]), 'label': tensor([[1, 0]])}
     """
 
-    def __init__(self, keys: KeysCollection, *, label_key: str = "label") -> None:
-        super().__init__(keys)
-        self.label_key = label_key
-
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with blanked voxels."""
         item = dict(data)
-        ignored = plain(item[self.label_key]) == IGNORE_INDEX
+        ignored = plain(item["label"]) == IGNORE_INDEX
         for key in self.key_iterator(item):
             item[key] = item[key].masked_fill(ignored.to(item[key].device), 0)
         return item
@@ -118,7 +106,6 @@ class DecideLabelsd(MapTransform):
             classes that exclude each other.
         prob_key: key of the probabilities, which are neither changed nor copied; None drops them.
         threshold: probability of a single channel, or of a region.
-        allow_missing_keys: skip keys that an item lacks.
 
     Examples:
         >>> item = DecideLabelsd("pred")({"pred": torch.tensor([[0.4, 0.1], [0.6, 0.9]])})
@@ -127,15 +114,9 @@ class DecideLabelsd(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        order: Sequence[int] = (),
-        prob_key: str | None = "prob",
-        threshold: float = 0.5,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, *, order: Sequence[int] = (), prob_key: str | None = "prob", threshold: float = 0.5
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         self.order = tuple(order)
         self.prob_key = prob_key
         self.threshold = threshold
@@ -165,17 +146,14 @@ class RegionMasksd(TensorTransform):
     Args:
         keys: maps `(1, *spatial)`; afterwards `(regions, *spatial)`, uint8.
         regions: class indices of each region.
-        allow_missing_keys: skip keys that an item lacks.
 
     Examples:
         >>> RegionMasksd("label", [[1, 2], [2]])({"label": torch.tensor([[0, 1, 2]])})["label"].tolist()
         [[0, 1, 1], [0, 0, 1]]
     """
 
-    def __init__(
-        self, keys: KeysCollection, regions: Sequence[Sequence[int]], *, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, regions: Sequence[Sequence[int]]) -> None:
+        super().__init__(keys)
         self.regions = tuple(tuple(int(index) for index in region) for region in regions)
 
     def _changed(self, values: torch.Tensor, source: Any) -> torch.Tensor:

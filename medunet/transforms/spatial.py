@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import ensure_tuple, ensure_tuple_rep
+from monai.utils import ensure_tuple_rep
 from scipy.spatial.transform import Rotation
 
 from medunet.errors import ConfigError, DataError
@@ -41,10 +41,9 @@ class RandDeformd(RandomizableTransform, MapTransform):
         scale_prob: probability of scaling.
         flip_axes: spatial axes to mirror.
         flip_prob: probability of mirroring each of `flip_axes`.
-        swap_labels: pairs of class indices that differ in left and right. They are swapped in `swap_keys` in patches
+        swap_labels: pairs of class indices that differ in left and right. They are swapped in `label` in patches
             that are mirrored along `swap_axis`, because a mirrored left lung looks like a right one.
         swap_axis: the axis from left to right; in volumes that were turned to RAS the first.
-        swap_keys: keys of labels, resampled by ``nearest`` or ``onehot``.
         elastic_prob: probability of the elastic displacement.
         control_points: control points along each axis, one number or one per axis, each >= 2. They span the patch.
         elastic_sigma: standard deviation in voxels of each component at the control points, one number or one per axis.
@@ -60,7 +59,6 @@ class RandDeformd(RandomizableTransform, MapTransform):
             without annotation (`IGNORE_INDEX`), all other random patches are centred on an annotated voxel, including
             background; the item may list these voxels as ``f"{foreground_key}_annotated_indices"``.
         foreground_prob: probability of centring the patch on foreground.
-        allow_missing_keys: skip keys that an item lacks.
 
     Raises:
         ConfigError: an invalid option.
@@ -89,7 +87,6 @@ class RandDeformd(RandomizableTransform, MapTransform):
         flip_prob: float = 0.5,
         swap_labels: Sequence[Sequence[int]] = (),
         swap_axis: int = 0,
-        swap_keys: KeysCollection = "label",
         elastic_prob: float = 1.0,
         control_points: int | Sequence[int] = 3,
         elastic_sigma: float | Sequence[float] = 0.0,
@@ -99,9 +96,8 @@ class RandDeformd(RandomizableTransform, MapTransform):
         crop_center: str = "random",
         foreground_key: Hashable | None = None,
         foreground_prob: float = 0.0,
-        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+        MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         self.spatial_size = None if spatial_size is None else tuple(int(n) for n in spatial_size)
         self.rotate_range = rotate_range
@@ -113,7 +109,6 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.flip_prob = flip_prob
         self.swap_pairs = check_pairs(swap_labels)
         self.swap_axis = swap_axis
-        self.swap_keys = ensure_tuple(swap_keys)
         self.elastic_prob = elastic_prob
         self.control_points = control_points
         self.elastic_sigma = elastic_sigma
@@ -153,7 +148,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
             is_float = volume.is_floating_point() if isinstance(volume, torch.Tensor) else volume.dtype.kind == "f"
             mode = self.mode[key] or ("bilinear" if is_float else "nearest")
             patch = resample(volume, self._deformation, mode=mode, padding_mode=self.padding_mode[key])
-            if self._swapped and key in self.swap_keys:
+            if self._swapped and key == "label":
                 patch = swap_labels(patch, self.swap_pairs)
             item[key] = like(patch, volume)
         return item

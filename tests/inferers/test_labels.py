@@ -1,6 +1,7 @@
 """Labels, probabilities and regions on the grid of the file, compared with MONAI's chain of transforms."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +130,11 @@ def test_an_image_without_a_source_grid_is_rejected():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_probabilities_are_in_a_mapped_file_of_the_scratch_folder(scan, tmp_path):
+def test_probabilities_are_in_a_mapped_file_of_the_temporary_folder(scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     batch = preprocessing((1.0, 1.0, 1.0))({"image": str(scan)})["image"][None]
     with torch.inference_mode():
-        found = ProbabilityInferer(OverlapTileInferer(None), scratch_dir=tmp_path)(batch, make_network())
+        found = ProbabilityInferer(OverlapTileInferer(None))(batch, make_network())
     assert any(part.path.startswith(str(tmp_path)) for part in psutil.Process().memory_maps())
     assert found.nbytes
 

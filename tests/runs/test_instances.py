@@ -162,6 +162,28 @@ def test_images_with_large_objects_are_made_smaller_for_the_network(tmp_path: Pa
     assert item["prob"][0, 20:120, 15:235].mean() > 0.05 + item["prob"][0, 150:].mean()
 
 
+def test_dark_objects_on_a_bright_background_become_bright_if_others_are(tmp_path: Path) -> None:
+    data = write_bars(tmp_path / "data", shape=(64, 80))
+    pictures = {path: read_volume(path).image[0] for path in sorted((data / "images").iterdir())}
+
+    def steps() -> list[str]:
+        planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False, force=True)
+        return [name.split("#")[-1] for name in planned.plan.values.get("image_steps", [])]
+
+    assert steps() == []
+    path, picture = next(iter(pictures.items()))
+    write_volume(255 - picture, path, overwrite=True)
+    assert steps() == ["dark_background", "normalize"]
+    parser = ConfigParser(read_json(tmp_path / "bundle/configs/inference.json"))
+    prepare = parser.get_parsed_content("preprocessing")
+    negated = prepare({"image": str(path)})["image"]
+    write_volume(picture, path, overwrite=True)
+    assert torch.allclose(negated, prepare({"image": str(path)})["image"], atol=1e-5)
+    for path, picture in pictures.items():
+        write_volume(255 - picture, path, overwrite=True)
+    assert steps() == []
+
+
 def test_training_chooses_the_values_that_find_most_objects() -> None:
     ref = np.zeros((40, 60), np.int32)
     ref[5:35, 5:30], ref[5:35, 30:55] = 1, 2

@@ -17,9 +17,9 @@ def cells(shape, count, seed=0):
     return np.where(distance < 3.2, seeds[tuple(nearest)], 0)
 
 
-def brute_force(labels, *, w0, sigma, spacing):
+def brute_force(labels, *, w0, sigma):
     """Equation 2 pixel by pixel: all distances to all pixels of all objects."""
-    grid = np.stack(np.indices(labels.shape), axis=-1) * np.asarray(spacing)
+    grid = np.stack(np.indices(labels.shape), axis=-1)
     objects = [grid[labels == number] for number in np.unique(labels) if number]
     weights = np.ones(labels.shape)
     for pixel in np.ndindex(labels.shape):
@@ -30,13 +30,10 @@ def brute_force(labels, *, w0, sigma, spacing):
     return weights
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing", "sigma"),
-    [((33, 34), (1, 1), 5.0), ((35, 33), (0.5, 2.0), 1.5), ((9, 14, 13), (3.0, 1.0, 1.0), 2.0)],
-)
-def test_the_map_agrees_with_brute_force(shape, spacing, sigma):
+@pytest.mark.parametrize(("shape", "sigma"), [((33, 34), 5.0), ((35, 33), 1.5), ((9, 14, 13), 2.0)])
+def test_the_map_agrees_with_brute_force(shape, sigma):
     labels = cells(shape, 11)
-    options = {"w0": 10.0, "sigma": sigma, "spacing": spacing}
+    options = {"w0": 10.0, "sigma": sigma}
     got = border_weight_map(labels, class_weights=None, **options)
     assert np.abs(got - brute_force(labels, **options)).max() < 1e-5
     assert got.max() > 2  # the border term is there at all
@@ -102,11 +99,11 @@ def test_invalid_labels_are_rejected_with_their_file():
     "options",
     [
         *({"sigma": 0.0}, {"w0": -1.0}, {"instances": "objects"}, {"class_weights": "even"}, {"class_weights": [1.0]}),
-        *({"spacing": (1.0, 1.0, 1.0)}, {"spacing": (1.0, 0.0)}, {"instances": "components", "connectivity": 3}),
+        {"instances": "components", "connectivity": 3},
     ],
 )
 def test_invalid_options_are_rejected(options):
     with pytest.raises(ConfigError):
         border_weight_map(np.eye(4, dtype=int), **options)
-    with pytest.raises(ConfigError, match="one key per label"):
+    with pytest.raises(ConfigError, match="one label"):
         BorderWeightMapd(["a", "b"], "weight", **options)
