@@ -34,7 +34,8 @@ def image_steps(data: Fingerprint, grid: Spacing) -> list[Decision]:
     if data.objects and RARE < bright < 1 - RARE and matching >= MATCHING:
         steps.insert(-1, "@steps#dark_background")
         reasons.append("images with dark objects on a bright background are negated, so that all images are alike")
-        numbers = f"{100 * bright:.3g} % have a bright background, and {100 * matching:.3g} % the objects that fit it"
+        numbers = f"bright background in {100 * bright:.3g} % of the images, objects that contrast with it in "
+        numbers += f"{100 * matching:.3g} %"
     if reasons:
         decisions.append(Decision("image_steps", steps, "; ".join(reasons), numbers))
     return decisions
