@@ -59,8 +59,7 @@ class MirrorInferer(ViewInferer):
             `batch_size`. More is faster for small images and takes more memory.
         activation: `softmax`, or `sigmoid` of each channel; `none` averages the logits, as nnU-Net does.
         swaps: pairs of channels that differ in left and right. They are swapped in views that are mirrored along
-            `swap_axis`, because the network takes a left lung for a right one there.
-        swap_axis: the spatial axis from left to right, the first in volumes in RAS orientation.
+            the first axis, in RAS from left to right, because the network takes a left lung for a right one there.
 
     Raises:
         ConfigError: an axis that does not exist, a batch size below 1, invalid pairs, or swaps with `transpose`.
@@ -83,7 +82,6 @@ class MirrorInferer(ViewInferer):
         batch_size: int = 1,
         activation: str = "softmax",
         swaps: Sequence[Sequence[int]] = (),
-        swap_axis: int = 0,
     ) -> None:
         super().__init__(inferer, activation)
         if swaps and transpose:
@@ -94,7 +92,6 @@ class MirrorInferer(ViewInferer):
         self.transpose = transpose
         self.batch_size = batch_size
         self.swaps = check_pairs(swaps)
-        self.swap_axis = swap_axis
 
     def _views(self, image: torch.Tensor, evaluate: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
         if any(not 0 <= axis < image.ndim - 2 for axis in self.axes):
@@ -108,7 +105,7 @@ class MirrorInferer(ViewInferer):
                 probabilities = evaluate(batch.transpose(2, 3) if swap else batch)
                 probabilities = probabilities.transpose(2, 3) if swap else probabilities
                 for dims, view in zip(part, probabilities.split(len(image)), strict=True):
-                    swaps = self.swaps if 2 + self.swap_axis in dims else ()
+                    swaps = self.swaps if 2 in dims else ()
                     yield (view[:, swapped_channels(swaps, view.shape[1])] if swaps else view).flip(dims)
 
 

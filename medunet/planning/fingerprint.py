@@ -225,8 +225,8 @@ def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken
         broken=broken,
         regions={region.name: list(region.values) for region in dataset.regions},
         objects=object_figures(figures) if (figures := [case.objects for case in measures if case.objects]) else {},
-        bright_backgrounds=float(np.mean([case.bright_background for case in measures])),
-        matching_backgrounds=float(np.mean([case.bright_background == case.dark_foreground for case in measures])),
+        bright_backgrounds=float(np.mean([case.polarity[0] for case in measures])),
+        matching_backgrounds=float(np.mean([case.polarity[0] == case.polarity[1] for case in measures])),
     )
 
 

@@ -1,17 +1,22 @@
 """The choice of what separates touching objects, and of what makes their images alike."""
 
+import math
+from dataclasses import replace
+
 from medunet.transforms import InstanceTarget
 from medunet.transforms.instances import diameter_of
 
 from .adapt import DEFAULT_TARGET, instance_values
 from .fingerprint import Fingerprint
-from .topology import MAX_COARSENING, Decision, Spacing
+from .topology import CPU_2D, MAX_COARSENING, Budget, Decision, Spacing
 
 RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
 REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
 REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
 RARE = 0.02  # share of the images below which another kind of background does not count
 MATCHING = 0.95  # smallest share of the images with dark objects on a bright background, or the reverse
+OBJECTS_ALONG = 6  # median objects along a patch's edge of 2D images on a CPU
+LEAST_EDGE = 128  # pixels; for nuclei, twice the steps are better than patches of 256 (docs/benchmarks/quality.md)
 LARGE_DIAMETER = 60.0  # pixels; if the median object of 2D images is larger, the images are made smaller
 
 
@@ -24,6 +29,18 @@ def shrinking(data: Fingerprint) -> tuple[float, str]:
     return round(min(max(diameter / LARGE_DIAMETER, 1.0), MAX_COARSENING), 2), numbers
 
 
+def object_budget(budget: Budget, data: Fingerprint, factor: float) -> Budget:
+    """Limit the patches of 2D images on a CPU to a few small objects: the same time then has more steps."""
+    if not data.objects or budget != CPU_2D:
+        return budget
+    usual = math.isqrt(budget.patch_voxels)
+    diameter = diameter_of(data.objects["median_voxels"], data.spatial_dims) / factor
+    edge = round(min(max(OBJECTS_ALONG * diameter, LEAST_EDGE), usual))
+    name = f"{budget.name} with objects of {diameter:.0f} pixels"
+    sizes = {"batch_voxels": budget.batch_voxels * edge // usual, "min_edge": budget.min_edge * edge // usual}
+    return replace(budget, patch_voxels=edge**2, **sizes, name=name)
+
+
 def image_steps(data: Fingerprint, grid: Spacing) -> list[Decision]:
     """Prepare 2D images: smaller if objects are large, and with a dark background if only some have one."""
     steps, decisions, reasons, numbers = ["@steps#normalize"], [], [], ""
@@ -34,8 +51,7 @@ def image_steps(data: Fingerprint, grid: Spacing) -> list[Decision]:
     if data.objects and RARE < bright < 1 - RARE and matching >= MATCHING:
         steps.insert(-1, "@steps#dark_background")
         reasons.append("images with dark objects on a bright background are negated, so that all images are alike")
-        numbers = f"bright background in {100 * bright:.3g} % of the images, objects that contrast with it in "
-        numbers += f"{100 * matching:.3g} %"
+        numbers = f"{100 * bright:.3g} % are bright; objects contrast with the background in {100 * matching:.3g} %"
     if reasons:
         decisions.append(Decision("image_steps", steps, "; ".join(reasons), numbers))
     return decisions

@@ -56,8 +56,7 @@ class CaseMeasure:
     class_voxels: dict[int, int]  # number of voxels by value in the label, without the ignored value
     class_thickness_mm: dict[int, float]  # by value, without background; 0 if no part of the surface is annotated
     objects: ObjectFigures | None = None  # of labels that number objects
-    bright_background: bool = False  # of a 2D image, see `has_bright_background`
-    dark_foreground: bool = False  # whether the foreground of a 2D image is darker than the rest
+    polarity: Sequence[bool] = (False, False)  # of a 2D image: is its background bright, and its foreground darker?
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "CaseMeasure":
@@ -105,11 +104,10 @@ def measure_case(
     if record.is_placed and image.ndim == 4:
         grid = [in_ras_order(axes, geometry) for axes in grid]
     shape, spacing, crop, body = grid
-    is_bright = is_dark = False
+    polarity = [False, False]
     if image.ndim == 3 and foreground.any() and not foreground.all():
-        grey = image.mean(axis=0)
-        is_bright = has_bright_background(torch.from_numpy(image))
-        is_dark = bool(grey[foreground].mean() < grey[~foreground].mean())
+        is_darker = image[:, foreground].mean() < image[:, ~foreground].mean()
+        polarity = [has_bright_background(torch.from_numpy(image)), bool(is_darker)]
     return CaseMeasure(
         name=name,
         shape=tuple(int(n) for n in shape),
@@ -122,8 +120,7 @@ def measure_case(
         channels=tuple(_channel(channel, foreground) for channel in image),
         class_voxels=voxels,
         class_thickness_mm=thick,
-        bright_background=is_bright,
-        dark_foreground=is_dark,
+        polarity=polarity,
     )
 
 

@@ -20,7 +20,7 @@ from medunet.units import GB
 from . import choices
 from .adapt import region_values
 from .fingerprint import Fingerprint
-from .instances import image_steps, instances, shrinking
+from .instances import image_steps, instances, object_budget, shrinking
 from .probe import StepCost, measure_step, training_bytes
 from .schedule import Schedule, fit_schedule, spell_time
 from .topology import Budget, Decision, Spacing, Topology, choose_budget, choose_topology, target_spacing, times
@@ -90,6 +90,7 @@ def plan(
     target = resolve_device(device)
     budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
+    budget = object_budget(budget, fingerprint, grid.factor)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
     if fingerprint.spatial_dims == 3:
         decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))

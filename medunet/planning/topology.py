@@ -13,8 +13,6 @@ import numpy as np
 
 ANISOTROPY = 3.0  # an axis whose spacing is more than this many times the others' makes a stack of planes (nnU-Net)
 SPACING_RATIO = 2.0  # an axis is halved and convolved once its spacing is within this factor of the finest (nnU-Net)
-# smallest edge of the coarsest map by dimensions: nnU-Net's 4, and 16 for the five levels measured on the ISBI cells
-MIN_EDGE = {2: 16, 3: 4}
 MAX_LEVELS = 6  # further levels reach beyond the patch
 MIN_THICKNESS = 3.0  # voxels that every structure keeps at the target spacing (see `measure.thickness`)
 CONTEXT_THICKNESS = 5.0  # the same if images are made coarser only so that a patch shows more of them
@@ -46,6 +44,7 @@ class Budget:
     image_patches: int  # the target spacing is made coarser until the median image has at most this many patches
     context_patches: float  # it is made further coarser until there are this many, while all structures stay thick
     name: str  # name for reasons
+    min_edge: int = 4  # smallest edge of the coarsest map; nnU-Net's
 
 
 # with 40 x 56 x 40 patches and batch 4 a step takes a quarter of that with nnU-Net's 32 to 320 channels
@@ -54,9 +53,9 @@ CPU_3D_LONG = Budget((24, 64, 128, 256, 320), 262_144, 524_288, 64, math.inf, "a
 # nnU-Net's channels, patch and batch for a GPU of 11 GB
 GPU_3D = Budget((32, 64, 128, 256, 320), 128**3, 2 * 128**3, 512, math.inf, "a GPU")
 # measured on the ISBI cells: 256 x 256, batch 4, 0.4 s per step on two cores with AMX
-CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf, "a CPU")
+CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf, "a CPU", min_edge=16)
 # nnU-Net's patch and batch in 2D
-GPU_2D = Budget((32, 64, 128, 256, 512), 512 * 512, 12 * 512 * 512, 512, math.inf, "a GPU")
+GPU_2D = Budget((32, 64, 128, 256, 512), 512 * 512, 12 * 512 * 512, 512, math.inf, "a GPU", min_edge=16)
 
 
 def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None) -> Budget:
@@ -163,14 +162,13 @@ def choose_topology(
 
     `patch_voxels` and `batch_size` limit it if memory is small; `width` multiplies the channels if time is short.
     """
-    min_edge = MIN_EDGE[2 if flat_axis is not None else len(size)]
     wanted = [1 if axis == flat_axis else n for axis, n in enumerate(size)]
-    whole = _rounded_up(wanted, pool(wanted, spacing_mm, min_edge=min_edge)[0])
+    whole = _rounded_up(wanted, pool(wanted, spacing_mm, min_edge=budget.min_edge)[0])
     limit = budget.patch_voxels
     if 4 * math.prod(whole) <= budget.batch_voxels:
         limit = min(limit, budget.batch_voxels // 4)
     limit = min(limit, patch_voxels or limit)
-    patch, strides, kernels = _fit(wanted, spacing_mm, min_edge=min_edge, voxels=limit)
+    patch, strides, kernels = _fit(wanted, spacing_mm, min_edge=budget.min_edge, voxels=limit)
     voxels = math.prod(patch)
     seen = int(BATCH_SHARE * n_cases * math.prod(size) / voxels)
     batch = max(2, min(budget.batch_voxels // voxels, max(seen, FEW_PATCHES), MAX_PATCHES))
@@ -251,9 +249,7 @@ def _decisions(
     is_uneven = len({stride for row in strides for stride in row}) > 1
     is_flat = any(kernel == 1 for row in kernels for kernel in row)
     limits = f"median image {times(size)}, at most {limit:,} voxels on {budget.name}"
-    per_step = (
-        f"at most {budget.batch_voxels:,} voxels per step on {budget.name}, {100 * BATCH_SHARE:g} % of all voxels"
-    )
+    per_step = f"at most {budget.batch_voxels:,} voxels and {100 * BATCH_SHARE:g} % of all, on {budget.name}"
     more = "batch norm needs two; more patches while a step stays cheap and the data are many"
     levels = f"{len(channels)} levels: another one would leave too small a map; widths measured for {budget.name}"
     if width < 1:

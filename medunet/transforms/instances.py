@@ -288,15 +288,14 @@ def _classes(numbers: npt.NDArray[np.int32], per_class: npt.NDArray[np.float32])
 class ObjectsFromMapsd(MapTransform):
     """Replace a network's maps of a whole image by object numbers, int32 `(1, *spatial)`.
 
-    The item gets the probability of an object under `foreground`, and the class index by object number under
-    `object_classes`.
+    The item gets the maps under `prob`, the probability of an object under `foreground`, and the class index by object
+    number under `object_classes`.
 
     Args:
         keys: key of the maps, `(channels, *spatial)`.
         target: one of `TARGETS`, as `instance_target` describes them.
         parameters: arguments of `objects_from_maps` by name.
         as_classes: return the class index of each voxel, uint8, and the object numbers under `objects`.
-        prob_key: key that keeps the maps; None drops them.
 
     Raises:
         ConfigError: unknown target.
@@ -310,11 +309,10 @@ class ObjectsFromMapsd(MapTransform):
         *,
         parameters: Mapping[str, Any] | None = None,
         as_classes: bool = False,
-        prob_key: str | None = "prob",
     ) -> None:
         super().__init__(keys)
         self.target, self.parameters = _checked(target), dict(parameters or {})
-        self.as_classes, self.prob_key = as_classes, prob_key
+        self.as_classes = as_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with objects."""
@@ -326,8 +324,7 @@ class ObjectsFromMapsd(MapTransform):
                 item["objects"] = like(torch.from_numpy(found.numbers[None]), maps)
                 item[key] = like(torch.from_numpy(found.classes[found.numbers][None].astype(np.uint8)), maps)
                 continue
-            if self.prob_key is not None:
-                item[self.prob_key] = maps
+            item["prob"] = maps
             item[key] = like(torch.from_numpy(found.numbers[None]), maps)
             item["foreground"] = like(torch.from_numpy(found.foreground[None]), maps)
             item["object_classes"] = found.classes

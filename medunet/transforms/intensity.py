@@ -92,9 +92,7 @@ def has_bright_background(image: torch.Tensor) -> bool:
 
 
 class DarkBackgroundd(TensorTransform):
-    """Negate images with a bright background, so that objects are bright in all images.
-
-    Microscopes show nuclei bright on black (fluorescence) or dark on white (transmitted light, stained tissue).
+    """Negate images with a bright background, so that objects are bright in all images, as in fluorescence.
 
     Args:
         keys: keys of images `(C, *spatial)`; the results are float32.

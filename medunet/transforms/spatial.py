@@ -41,9 +41,8 @@ class RandDeformd(RandomizableTransform, MapTransform):
         scale_prob: probability of scaling.
         flip_axes: spatial axes to mirror.
         flip_prob: probability of mirroring each of `flip_axes`.
-        swap_labels: pairs of class indices that differ in left and right. They are swapped in `label` in patches
-            that are mirrored along `swap_axis`, because a mirrored left lung looks like a right one.
-        swap_axis: the axis from left to right; in volumes that were turned to RAS the first.
+        swap_labels: pairs of class indices that differ in left and right. They are swapped in `label` if a patch is
+            mirrored along the first axis, in RAS from left to right: a mirrored left lung looks like a right one.
         elastic_prob: probability of the elastic displacement.
         control_points: control points along each axis, one number or one per axis, each >= 2. They span the patch.
         elastic_sigma: standard deviation in voxels of each component at the control points, one number or one per axis.
@@ -86,7 +85,6 @@ class RandDeformd(RandomizableTransform, MapTransform):
         flip_axes: Sequence[int] = (),
         flip_prob: float = 0.5,
         swap_labels: Sequence[Sequence[int]] = (),
-        swap_axis: int = 0,
         elastic_prob: float = 1.0,
         control_points: int | Sequence[int] = 3,
         elastic_sigma: float | Sequence[float] = 0.0,
@@ -108,7 +106,6 @@ class RandDeformd(RandomizableTransform, MapTransform):
         self.flip_axes = tuple(flip_axes)
         self.flip_prob = flip_prob
         self.swap_pairs = check_pairs(swap_labels)
-        self.swap_axis = swap_axis
         self.elastic_prob = elastic_prob
         self.control_points = control_points
         self.elastic_sigma = elastic_sigma
@@ -209,7 +206,7 @@ class RandDeformd(RandomizableTransform, MapTransform):
     def _draw_matrix(self, dims: int) -> np.ndarray:
         """Return the map of offsets in the patch to offsets in the volume: rotation after scaling after flips."""
         flipped = [axis for axis in self.flip_axes if self.R.rand() < self.flip_prob]
-        self._swapped = self.swap_axis in flipped
+        self._swapped = 0 in flipped
         matrix = np.diag([-1.0 if axis in flipped else 1.0 for axis in range(dims)])
         if self.R.rand() < self.scale_prob:
             magnification = self._log_uniform(self.scale_range)

@@ -22,6 +22,8 @@ from medunet.errors import ConfigError
 from medunet.io import read_volume, write_volume
 from medunet.planning import adapt
 from medunet.planning.adapt import instance_values
+from medunet.planning.instances import object_budget
+from medunet.planning.topology import CPU_2D
 from medunet.prediction import Predictor
 from medunet.runs import evaluate_bundle, fit_bundle, train_bundle, train_folds
 from medunet.runs.objects import choose_objects
@@ -160,6 +162,25 @@ def test_images_with_large_objects_are_made_smaller_for_the_network(tmp_path: Pa
     assert item["image"].shape == (1, 111, 116)
     assert item["prob"].shape == (2, 250, 261)
     assert item["prob"][0, 20:120, 15:235].mean() > 0.05 + item["prob"][0, 150:].mean()
+
+
+def test_patches_of_small_objects_are_small_and_have_as_many_levels(tmp_path: Path) -> None:
+    plans = {}
+    for side in (12, 36):  # pixels; the images are as large as 12 x 12 objects
+        data, rng = tmp_path / f"data_{side}", np.random.default_rng(0)
+        numbers = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((side, side), np.uint16)).astype(np.uint16)
+        numbers = np.pad(numbers, side)
+        for case in range(8):
+            image = (numbers > 0) * 100 + rng.integers(0, 50, numbers.shape)
+            write_volume(image.astype(np.uint8), data / f"images/c{case}.png")
+            write_volume(numbers, data / f"labels/c{case}.png")
+        (data / "dataset.json").write_text(json.dumps({"instances": True}))
+        planned = plan_bundle(data, tmp_path / f"bundle_{side}", device="cpu", measure=False)
+        plans[side] = planned.plan.values
+    assert [plans[side]["patch_size"] for side in (12, 36)] == [[128, 128], [240, 240]]
+    budget = object_budget(CPU_2D, planned.plan.fingerprint, factor=3.0)
+    assert budget.batch_voxels == 8 * budget.patch_voxels == 8 * 128**2
+    assert len(plans[12]["network_def::channels"]) == len(plans[36]["network_def::channels"]) == 5
 
 
 def test_dark_objects_on_a_bright_background_become_bright_if_others_are(tmp_path: Path) -> None:
