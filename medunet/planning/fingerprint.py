@@ -92,8 +92,7 @@ class Fingerprint:
     broken: dict[str, str]  # why a case could not be measured, by its name
     regions: dict[str, list[int]] = field(default_factory=dict)  # label values of classes that overlap, by name
     objects: dict[str, float] = field(default_factory=dict)  # figures of all objects, if the labels number objects
-    bright_backgrounds: float = 0.0  # share of the 2D images with a bright background
-    matching_backgrounds: float = 0.0  # share of those with dark foreground on bright background, or the reverse
+    polarity: tuple[float, float] = (0.0, 1.0)  # shares of 2D images: bright background; foreground contrasts with it
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -225,8 +224,9 @@ def _summarise(dataset: SegmentationDataset, measures: list[CaseMeasure], broken
         broken=broken,
         regions={region.name: list(region.values) for region in dataset.regions},
         objects=object_figures(figures) if (figures := [case.objects for case in measures if case.objects]) else {},
-        bright_backgrounds=float(np.mean([case.polarity[0] for case in measures])),
-        matching_backgrounds=float(np.mean([case.polarity[0] == case.polarity[1] for case in measures])),
+        polarity=tuple(
+            np.mean([(bright, bright == dark) for bright, dark in (one.polarity for one in measures)], axis=0)
+        ),
     )
 
 

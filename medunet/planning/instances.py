@@ -13,7 +13,7 @@ from .topology import CPU_2D, MAX_COARSENING, Budget, Decision, Spacing
 RARE_CONTACT = 0.01  # share of objects that touch another; below it, objects are separated by background anyway
 REACH_SHARE = 0.25  # of an object's diameter: half of its radius, so that the middle of an object is a plateau
 REACH = (2.0, 10.0)  # pixels; less has too few steps, more depends on voxels far away
-RARE = 0.02  # share of the images below which another kind of background does not count
+RARE_KIND = 0.02  # share of the images below which a kind of background does not count
 MATCHING = 0.95  # smallest share of the images with dark objects on a bright background, or the reverse
 OBJECTS_ALONG = 6  # median objects along a patch's edge of 2D images on a CPU
 LEAST_EDGE = 128  # pixels; for nuclei, twice the steps are better than patches of 256 (docs/benchmarks/quality.md)
@@ -47,8 +47,8 @@ def image_steps(data: Fingerprint, grid: Spacing) -> list[Decision]:
     if grid.factor > 1:
         steps, reasons = ["@steps#spacing", *steps], [grid.reason]
         decisions.append(Decision("steps::spacing::pixdim", list(grid.spacing_mm), grid.reason, grid.numbers))
-    bright, matching = data.bright_backgrounds, data.matching_backgrounds
-    if data.objects and RARE < bright < 1 - RARE and matching >= MATCHING:
+    bright, matching = data.polarity
+    if data.objects and RARE_KIND < bright < 1 - RARE_KIND and matching >= MATCHING:
         steps.insert(-1, "@steps#dark_background")
         reasons.append("images with dark objects on a bright background are negated, so that all images are alike")
         numbers = f"{100 * bright:.3g} % are bright; objects contrast with the background in {100 * matching:.3g} %"

@@ -92,10 +92,8 @@ def plan(
     grid = choose_grid(fingerprint, budget, flat=is_flat)
     budget = object_budget(budget, fingerprint, grid.factor)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
-    if fingerprint.spatial_dims == 3:
-        decisions.append(Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers))
-    else:
-        decisions += image_steps(fingerprint, grid)
+    spacing = Decision("spacing_mm", list(grid.spacing_mm), grid.reason, grid.numbers)
+    decisions += [spacing] if fingerprint.spatial_dims == 3 else image_steps(fingerprint, grid)
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
     flips = mirroring[0].value

@@ -96,7 +96,7 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         about = f"""\
 `medunet predict --review` is calibrated on {count} {source} and a degraded copy of each: mean error of the expected
 Dice {document["error"]:.3f}. The temperature {of["temperature"]:.3g} changes the expected calibration error of
-probabilities from {before:.4f} to {after:.4f}."""
+probabilities from {before:.4f} to {after:.4f}, on the cases that it was fitted on."""
         write_section(run, EXPECTED_DICE, about)
     return document
 

@@ -1,21 +1,33 @@
-"""A bundle as a label server offers it: its name, its labels, and a working copy that training may change."""
+"""A bundle as a label server offers it: its name, its labels, a working copy for training, and its predictor."""
 
 import itertools
+import logging
+import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medunet.bundle.read import read_own
 from medunet.config import read_json
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError, DataError, DeviceError
 from medunet.files import atomic_path, sha256_of, write_atomically
 from medunet.io.segments import Segment, as_segments
+from medunet.prediction import Predictor
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.training import BEST_NAME
 from medunet.trust import adopt, forget_weights, require_trust
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# One thread computes: each of the web application's forty would keep its own workers and scratch memory.
+WORKER = ThreadPoolExecutor(1, "medunet-predict")
 
 
 @dataclass(frozen=True)
@@ -168,3 +180,27 @@ def copy_atomically(source: Path, target: Path) -> None:
 
 def _code(code: tuple[str, str, str]) -> dict[str, str]:
     return dict(zip(("CodeValue", "CodingSchemeDesignator", "CodeMeaning"), code, strict=True))
+
+
+class LoadedBundle:
+    """A bundle whose predictor stays in memory and processes one case at a time; its weights may change."""
+
+    def __init__(self, bundle: ServedBundle, device: str, *, trust: bool = False) -> None:
+        self.bundle, self.device, self.trust = bundle, device, trust
+        self._loaded: tuple[str, Predictor] | None = None
+
+    def compute(self, work: Callable[[Predictor], T]) -> T:
+        """Return what `work` computes with the current weights; other requests wait."""
+        try:
+            return WORKER.submit(lambda: work(self._predictor())).result()
+        except DeviceError:
+            os.kill(os.getpid(), signal.SIGTERM)  # this answer is sent, then the server ends
+            raise
+
+    def _predictor(self) -> Predictor:
+        stamp = self.bundle.stamp
+        if self._loaded is None or self._loaded[0] != stamp:
+            logger.info("loading %s", self.bundle.name)
+            self._loaded = None  # frees the old network before the new one is loaded
+            self._loaded = stamp, Predictor(self.bundle.folder, device=self.device, trust=self.trust)
+        return self._loaded[1]

@@ -34,8 +34,8 @@ stub(".interfaces.tasks.train", "TrainTask")
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 from medunet.deploy.monailabel.private_log import server_names
 server_names()
-from medunet.deploy.monailabel.app.tasks import BundleInference, LoadedBundle
-from medunet.deploy.monailabel.served import ServedBundle
+from medunet.deploy.monailabel.app.tasks import BundleInference
+from medunet.deploy.monailabel.served import LoadedBundle, ServedBundle
 import pydicom
 
 run, *folders = map(Path, sys.argv[1:])

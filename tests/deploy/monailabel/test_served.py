@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,30 @@ from medunet.deploy.monailabel.results import (
     uncertainty,
     write_result,
 )
-from medunet.deploy.monailabel.served import ServedBundle, serve
+from medunet.deploy.monailabel.served import LoadedBundle, ServedBundle, serve
 from medunet.deploy.monailabel.training import read_options, train_further, write_dataset
-from medunet.errors import ConfigError, DataError
+from medunet.errors import ConfigError, DataError, DeviceError
 from medunet.io import label_names, read_volume, write_volume
 from medunet.planning.adapt import instance_values
 from medunet.prediction import Predictor
 from medunet.prediction.review import measure_agreement
 from medunet.trust import judge, record_weights
+
+
+def test_a_broken_gpu_ends_the_server_after_its_answer(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr("os.kill", lambda process, number: signals.append(number))
+    loaded = LoadedBundle(serve([bundle])[0], "cpu")
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(DataError):
+        loaded.compute(lambda _: fail(DataError("unreadable")))
+    assert signals == []
+    with pytest.raises(DeviceError):
+        loaded.compute(lambda _: fail(DeviceError("broken")))
+    assert signals == [signal.SIGTERM]
 
 
 def test_a_bundle_without_weights_is_rejected(bundle: Path, tmp_path: Path) -> None:

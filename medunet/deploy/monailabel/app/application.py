@@ -15,13 +15,13 @@ from monailabel.interfaces.datastore import Datastore
 
 from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.results import labels_agree
-from medunet.deploy.monailabel.served import order_label_info, trusted_bundles
+from medunet.deploy.monailabel.served import LoadedBundle, order_label_info, trusted_bundles
 from medunet.deploy.monailabel.server import FILE_PATTERNS, SETTINGS_VARIABLE
 from medunet.errors import DataError
 from medunet.io import read_volume
 from medunet.io.segments import Segment
 
-from .tasks import BundleInference, BundleTraining, LabelScore, LoadedBundle, RandomImage, Uncertainty
+from .tasks import BundleInference, BundleTraining, LabelScore, RandomImage, Uncertainty
 
 server_names()  # masks the log of this process before MONAI Label starts
 

@@ -3,16 +3,13 @@
 import json
 import logging
 import math
-import os
 import random
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from medunet.config import read_json
 from medunet.deploy.monailabel.private_log import server_names
 from medunet.deploy.monailabel.results import choose_suffix, describe_result, score_labels, uncertainty, write_result
-from medunet.deploy.monailabel.served import ServedBundle
+from medunet.deploy.monailabel.served import LoadedBundle, ServedBundle
 from medunet.deploy.monailabel.training import EPOCHS, read_options, train_further
 from medunet.errors import DataError, DeviceError, MedunetError, find_cause
 from medunet.files import write_atomically
@@ -38,35 +35,6 @@ logger = logging.getLogger(__name__)
 
 SEARCH_SECONDS = 60.0  # a request for the next sample may spend so long on images that have no uncertainty yet
 UNUSABLE = -1.0  # uncertainty of an image that cannot be segmented
-
-T = TypeVar("T")
-
-# One thread computes: each of the web application's forty would keep its own workers and scratch memory.
-WORKER = ThreadPoolExecutor(1, "medunet-predict")
-
-
-class LoadedBundle:
-    """A bundle whose predictor stays in memory and processes one case at a time; its weights may change."""
-
-    def __init__(self, bundle: ServedBundle, device: str, *, trust: bool = False) -> None:
-        self.bundle, self.device, self.trust = bundle, device, trust
-        self._loaded: tuple[str, Predictor] | None = None
-
-    def compute(self, work: Callable[[Predictor], T]) -> T:
-        """Return what `work` computes with the current weights; other requests wait."""
-        try:
-            return WORKER.submit(lambda: work(self._predictor())).result()
-        except DeviceError:
-            os.kill(os.getpid(), signal.SIGTERM)  # this answer is sent, then the server ends
-            raise
-
-    def _predictor(self) -> Predictor:
-        stamp = self.bundle.stamp
-        if self._loaded is None or self._loaded[0] != stamp:
-            logger.info("loading %s", self.bundle.name)
-            self._loaded = None  # frees the old network before the new one is loaded
-            self._loaded = stamp, Predictor(self.bundle.folder, device=self.device, trust=self.trust)
-        return self._loaded[1]
 
 
 class BundleInference(InferTask):
