@@ -10,7 +10,7 @@ from medunet.cli import options as opt
 from medunet.cli.registry import examples
 
 OUTPUT = Path("medunet_demo")
-EPOCHS_HELP = "Number of epochs. Default: 60, or those of the demo to be resumed."
+EPOCHS_HELP = "Number of epochs. Default: 40, or those of the demo to be resumed."
 
 
 @examples("medunet demo", "medunet demo --epochs 2 --device cpu -o short_demo")

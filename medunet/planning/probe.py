@@ -26,7 +26,7 @@ from medunet.runtime.cuda import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-STATE_BYTES = 16  # per weight: itself, its gradient and two moments of AdamW, in float32
+STATE_BYTES = 12  # per weight: itself, its gradient and its momentum, in float32
 # factor for memory beside what the backward pass needs: gradients, reordered copies, and what the allocator keeps;
 # measured as 1.1 to 1.4 on a CPU
 WORKSPACE = 1.4

@@ -25,6 +25,7 @@ from .handlers import ObjectScores as ObjectScores
 from .handlers import ValidationHandler as ValidationHandler
 from .handlers import kept_entry as kept_entry
 from .handlers import read_history as read_history
+from .muon import Muon as Muon
 from .processes import from_first as from_first
 from .processes import is_distributed as is_distributed
 from .processes import join_processes as join_processes

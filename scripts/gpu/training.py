@@ -9,7 +9,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.losses import DiceCELoss
 
-from medunet.training import Trainer
+from medunet.training import Muon, Trainer
 from scripts.gpu.measure import Job
 from scripts.gpu.networks import NARROW, WIDE, network
 
@@ -36,7 +36,7 @@ def _settings(job: Job, channels: list[int], batch: int, patch: tuple[int, ...])
         image = torch.randn(batch, 1, *patch, device=job.device)
         items.append({"image": image, "label": (image > 1).to(torch.uint8)})
 
-    def make(kind: type[SupervisedTrainer] = Trainer, *, last: bool = True, fused: bool = True, **options: Any) -> Any:
+    def make(kind: type[SupervisedTrainer] = Trainer, *, last: bool = True, muon: bool = True, **options: Any) -> Any:
         layout = torch.channels_last_3d if last else torch.contiguous_format
         module = network(job, channels).to(device=job.device, memory_format=layout)  # type: ignore[call-overload]
         return kind(
@@ -44,7 +44,7 @@ def _settings(job: Job, channels: list[int], batch: int, patch: tuple[int, ...])
             max_epochs=2,
             train_data_loader=items,
             network=module,
-            optimizer=torch.optim.AdamW(module.parameters(), 1e-3, fused=fused or None),
+            optimizer=Muon(module.parameters()) if muon else torch.optim.AdamW(module.parameters(), fused=True),
             loss_function=DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, batch=True),
             **options,
         )
@@ -52,11 +52,11 @@ def _settings(job: Job, channels: list[int], batch: int, patch: tuple[int, ...])
     clip = {"clip_grad_norm": 12.0}
     found: dict[str, Callable[[], Any]] = {
         "medunet": lambda: make(**clip),
-        "medunet, AdamW not fused": lambda: make(fused=False, **clip),
+        "medunet, fused AdamW": lambda: make(muon=False, **clip),
         "medunet, kernels not measured": lambda: make(Unmeasured, **clip),
         "medunet, channels first": lambda: make(last=False, **clip),
         "medunet, float32": lambda: make(autocast_dtype="float32", **clip),
-        "MONAI's SupervisedTrainer with amp": lambda: make(SupervisedTrainer, last=False, fused=False, amp=True),
+        "MONAI's SupervisedTrainer with amp": lambda: make(SupervisedTrainer, last=False, muon=False, amp=True),
     }
     if not job.pretend:  # a simulated device cannot compile
         found["medunet, compiled"] = lambda: make(compile_network=True, **clip)

@@ -198,7 +198,7 @@ def test_runs_are_listed_compared_and_resumed(
     assert [one.name for one in found] == ["other", "run"]
     rows = differing(found)
     assert rows["epochs"] == ["1", "2"]
-    assert rows["learning_rate"] == ["0.0", "0.003"]
+    assert rows["learning_rate"] == ["0.0", "0.006"]
     assert "seed" not in rows
     best = best_run(found)
     assert best.metrics["kept_val_mean_dice"] == max(one.metrics["kept_val_mean_dice"] for one in found)

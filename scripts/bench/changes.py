@@ -1,0 +1,91 @@
+"""What single changes of a training run gain: pairs with the same seeds and the same number of steps.
+
+    python -m scripts.bench.changes DATA --steps 600 --change residual network_def::block=residual
+
+Each --change has a name and one or more ID=VALUE as in `medunet train --set`. The first row is the plan of DATA with
+the values of --set. Fold 0 of the sorted names is held out. The score is the mean Dice, or mean AP for numbered
+objects, after the last epoch. CPU seconds are those of the training process. A complete run is written to --results and
+is not repeated; delete that file to begin anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from medunet.bundle import plan_bundle
+from medunet.config import parse_settings
+from medunet.datasets import open_dataset
+from medunet.runs import evaluate_bundle, train_bundle
+
+from .measure import RESULTS, describe, fold_by_name, machine, read_json, table, write_json
+
+PER_EPOCH = 40
+
+
+def train(bundle: Path, data: Path, work: Path, *, changes: dict[str, Any]) -> dict[str, float]:
+    """Train once and evaluate the held-out cases; return score and CPU seconds."""
+    shutil.rmtree(work, ignore_errors=True)
+    begin = time.process_time()
+    run = train_bundle(bundle, data, work, changes=changes).run
+    seconds = time.process_time() - begin
+    summary = evaluate_bundle(run, data, section="validation")
+    shutil.rmtree(work)
+    scores = [entry["scores"] for entry in summary["classes"].values()]
+    return {"score": statistics.mean(one.get("mean_ap", one["dice"])["mean"] for one in scores), "seconds": seconds}
+
+
+def rows(runs: dict[str, dict[str, float]], names: list[str], seeds: int) -> list[tuple[str, ...]]:
+    """Return the table's rows: mean score, mean and range of the differences to the first name, CPU seconds."""
+    found: list[tuple[str, ...]] = []
+    for name in names:
+        own = [runs[f"{name}, seed {seed}"] for seed in range(seeds)]
+        gains = [run["score"] - runs[f"{names[0]}, seed {seed}"]["score"] for seed, run in enumerate(own)]
+        gain = f"{statistics.mean(gains):+.4f} ({min(gains):+.4f} to {max(gains):+.4f})"
+        mean = {key: statistics.mean(run[key] for run in own) for key in own[0]}
+        found.append((name, f"{mean['score']:.4f}", gain if name != names[0] else "", f"{mean['seconds']:.0f}"))
+    return found
+
+
+def main() -> None:
+    """Train all pairs and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], dest="common", metavar="ID=VALUE")
+    parser.add_argument("--change", nargs="+", action="append", default=[], metavar="NAME ID=VALUE")
+    parser.add_argument("--work", type=Path, default=Path("bench_changes"))
+    parser.add_argument("--results", type=Path, default=RESULTS / "changes.json")
+    options = parser.parse_args()
+    epochs = options.steps // PER_EPOCH
+    held_out = [case.name for case in fold_by_name(open_dataset(options.data).cases)[1]]
+    common = {
+        **{"epochs": epochs, "steps_per_epoch": PER_EPOCH, "val_interval": epochs, "validation_cases": held_out},
+        **{"keep_epoch": "last", "tracking_uri": "", **parse_settings(options.common)},
+    }
+    if not (options.work / "bundle").is_dir():
+        plan_bundle(options.data, options.work / "bundle", measure=False)
+    results = read_json(options.results) or {"machine": machine(), "steps": options.steps, "runs": {}}
+    named: dict[str, dict[str, Any]] = {"as planned": {}} | {
+        name: parse_settings(changes) for name, *changes in options.change
+    }
+    for seed in range(options.seeds):
+        for name, change in named.items():
+            key = f"{name}, seed {seed}"
+            if key not in results["runs"]:
+                changes = {**common, **change, "seed": seed}
+                run = train(options.work / "bundle", options.data, options.work / "run", changes=changes)
+                results["runs"][key] = run
+                write_json(options.results, results)
+                print(key, run, flush=True)
+    print(table(("change", "score", "difference", "CPU s"), rows(results["runs"], list(named), options.seeds)))
+    print(describe(results["machine"]))
+
+
+if __name__ == "__main__":
+    main()
