@@ -114,7 +114,6 @@ EXAMPLES = {
     "store_limit": ("text", "50GB"),
     "tracking_uri": ("text", "https://mlflow.example.org"),
     "run_name": ("text", "first"),
-    "weight_average": ("component", "ema_decay=0.999"),
     "ckpt_path": ("text", "models/last.pt"),
     "network": ("component", "network::backend=openvino"),
     "network::channels_last": ("true or false", "true"),

@@ -24,7 +24,7 @@ from medunet.io import LoadLabeld, MedunetReader, write_volume
 from medunet.losses import BorderWeightedCELoss, DeepSupervisionLoss, DiceCELoss, DistanceLoss, RegionDiceCELoss
 from medunet.networks import UNet
 from medunet.runtime import FastNetwork
-from medunet.training import CheckpointHandler, EarlyStop, HistoryHandler, ValidationHandler, WeightAverage
+from medunet.training import CheckpointHandler, EarlyStop, HistoryHandler, ValidationHandler
 from medunet.transforms import (
     BorderWeightMapd,
     EncodeLabelsd,
@@ -157,13 +157,11 @@ def test_handlers_work_on_engines_of_monai(tmp_path: Path) -> None:
     validator = SupervisedEvaluator(
         torch.device("cpu"), DataLoader(Dataset(items)), network, postprocessing=discrete, key_val_metric=metric
     )
-    average = WeightAverage(network, decay=0.9, validator=validator)
     handlers = [
         ValidationHandler(1, validator),
         HistoryHandler(str(tmp_path), optimizer=optimizer, validator=validator),
         EarlyStop(2, validator=validator),
-        average,
-        CheckpointHandler(str(tmp_path), network, optimizer=optimizer, average=average, validator=validator),
+        CheckpointHandler(str(tmp_path), network, optimizer=optimizer, validator=validator),
     ]
     loss, loader = MonaiDiceCELoss(to_onehot_y=True, softmax=True), DataLoader(Dataset(items))
     trainer = SupervisedTrainer(torch.device("cpu"), 2, loader, network, optimizer, loss, train_handlers=handlers)

@@ -1,6 +1,5 @@
 """Training: MONAI's engines and the handlers that they lack."""
 
-from .averaging import WeightAverage as WeightAverage
 from .checkpoint import BEST_NAME as BEST_NAME
 from .checkpoint import LAST_NAME as LAST_NAME
 from .checkpoint import PREVIOUS_NAME as PREVIOUS_NAME

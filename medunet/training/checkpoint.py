@@ -21,7 +21,6 @@ from medunet.files import check_target, is_whole_zip, keep_as, remove_remains
 from medunet.runtime import SAFE_SUFFIX, load_checkpoint, load_weights, save_checkpoint, save_weights, transfer_weights
 from medunet.trust import forget_weights
 
-from .averaging import WeightAverage
 from .processes import from_first
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ FIXED = ("initial_lr", "max_lr", "weight_decay")  # values of optimizers and sch
 LENGTHS = ("total_steps", "total_iters", "T_max")  # values of schedules that are their length
 GPU_SECONDS = 60.0  # between two checkpoints on a GPU, where an epoch may take a second and writing it as long
 SPARE_COPIES = 3  # checkpoints that must fit on the disk: a new one, the last one and the previous one
+STATES = 3  # of a checkpoint: weights and, at most, two moments of the optimizer
 
 
 class WeightsLoader:
@@ -98,9 +98,9 @@ class CheckpointHandler:
 
     Attach it to the trainer (as one of its ``train_handlers``). After every epoch ``last.pt`` holds network, optimizer,
     schedule, loss scaler and epoch; ``previous.pt`` is the file before it. ``model.pt`` and ``model.safetensors`` hold
-    the network's weights, averaged if averaging is on: those with the best key metric of the validator, with
-    ``keep="last"`` those of the last validation, and those of the last epoch if nothing is validated. Files are
-    written atomically. Training does not start unless there is room for them on the disk.
+    the weights with the best key metric of the validator, with ``keep="last"`` those of the last validation, and those
+    of the last epoch if nothing is validated. Files are written atomically. Training does not start unless there is
+    room for them on the disk.
 
     On a GPU a thread writes the files: after a validation, the last epoch, and any other one after `GPU_SECONDS`.
 
@@ -109,7 +109,6 @@ class CheckpointHandler:
         network: the bare network (not wrapped for distributed training).
         optimizer: the trainer's optimizer.
         lr_scheduler: the scheduler of the trainer's ``LrScheduleHandler``.
-        average: its weights go to ``model.pt`` instead of the newest ones; it is attached to the trainer here.
         validator: the evaluator with the key metric; None if nothing is validated.
         resume: continue from ``last.pt`` if there is one; the first of several processes reads it for all.
         is_writer: False on all but the first process of a distributed training run.
@@ -125,7 +124,6 @@ class CheckpointHandler:
     _: KW_ONLY
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any = None
-    average: WeightAverage | None = None
     validator: Any = None
     resume: bool = False
     is_writer: bool = True
@@ -135,7 +133,6 @@ class CheckpointHandler:
         if self.keep not in ("best", "last"):
             raise ConfigError("keep_epoch must be best or last", received=self.keep)
         self.path = Path(self.folder)
-        self.average = self.average if self.average is not None and self.average.decay else None
         self.best_metric: float | None = None
         self.best_epoch = 0
         self.kept_epoch = 0
@@ -149,8 +146,6 @@ class CheckpointHandler:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.choose)
         if self.validator is not None:
             self.validator.add_event_handler(Events.COMPLETED, lambda _: self.choose(engine))
-        if self.average is not None:
-            self.average.attach(engine)
 
     def start(self, engine: Any) -> None:
         """Load the newest intact state when resuming.
@@ -191,8 +186,6 @@ class CheckpointHandler:
                 group.update({**own, "params": group["params"]})
         if (scaler := _scaler(engine)) is not None and scaler.is_enabled():
             scaler.load_state_dict(state["scaler"])
-        if self.average is not None and "average" in state:
-            self.average.load_state_dict(state["average"])
         self.best_metric = state["best_metric"]
         self.best_epoch, self.kept_epoch = state["best_epoch"], state["kept_epoch"]
         engine.state.best_epoch, engine.state.kept_epoch = self.best_epoch, self.kept_epoch
@@ -242,8 +235,7 @@ class CheckpointHandler:
 
     def _check_room(self) -> None:
         size = sum(tensor.nbytes for tensor in self.network.state_dict().values() if isinstance(tensor, torch.Tensor))
-        states = 3 + (self.average is not None)  # weights and, at most, two moments of the optimizer
-        check_target(self.path, needed=SPARE_COPIES * states * size)
+        check_target(self.path, needed=SPARE_COPIES * STATES * size)
 
     def choose(self, engine: Any) -> None:
         """Decide whether to keep the weights of this epoch; called before and after its validation."""
@@ -266,11 +258,9 @@ class CheckpointHandler:
         is_due = device.type != "cuda" or is_validated or time.monotonic() - self._saved >= GPU_SECONDS
         if not (self.is_writer and (is_due or is_finished)):
             return
-        best = self.network.state_dict() if self.average is None else self.average.weights()
-        best = best if self.kept_epoch == epoch else {}
+        best = self.network.state_dict() if self.kept_epoch == epoch else {}
         state = {
             "model": self.network.state_dict(),
-            **({} if self.average is None else {"average": self.average.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": {} if self.lr_scheduler is None else self.lr_scheduler.state_dict(),
             "scaler": {} if (scaler := _scaler(engine)) is None else scaler.state_dict(),

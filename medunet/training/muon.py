@@ -33,10 +33,12 @@ class Muon(torch.optim.Optimizer):
         step.
     """
 
+    _step_supports_amp_scaling = True  # a GradScaler sets grad_scale and found_inf, and does not wait for the device
+
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 0.003,
+        lr: float = 0.006,
         *,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.01,
@@ -53,26 +55,32 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        keep = 1.0 if found_inf is None else 1 - found_inf  # 0 for a step that overflows, which then changes nothing
         for group in self.param_groups:
+            rate = group["lr"] * keep
             for weight in group["params"]:
-                if weight.grad is not None:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.sub_(self._update(weight, group["betas"]), alpha=group["lr"])
+                if weight.grad is None:
+                    continue
+                gradient = weight.grad if scale is None else weight.grad / scale
+                gradient = gradient if found_inf is None else gradient.nan_to_num(0, 0, 0)
+                weight.mul_(1 - rate * group["weight_decay"])
+                weight.sub_(self._update(weight, gradient, group["betas"], keep) * rate)
         return loss
 
-    def _update(self, weight: Tensor, betas: tuple[float, float]) -> Tensor:
+    def _update(self, weight: Tensor, gradient: Tensor, betas: tuple[float, float], keep: Any) -> Tensor:
         """Advance the state of a parameter; return its update."""
-        state, gradient = self.state[weight], weight.grad
-        assert gradient is not None
+        state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
             if weight.ndim < 2:
                 state["square"], state["step"] = torch.zeros_like(weight), 0
-        momentum = state["momentum"].lerp_(gradient, 1 - betas[0])
+        momentum = state["momentum"].lerp_(gradient, (1 - betas[0]) * keep)
         if weight.ndim >= 2:
             return orthogonal(gradient.lerp(momentum, betas[0]).flatten(1)).view_as(weight)  # Nesterov
         state["step"] += 1
-        square = state["square"].lerp_(gradient.square(), 1 - betas[1])
+        square = state["square"].lerp_(gradient.square(), (1 - betas[1]) * keep)
         size = (square / (1 - betas[1] ** state["step"])).sqrt_().add_(1e-8)
         return momentum / (1 - betas[0] ** state["step"]) / size
 

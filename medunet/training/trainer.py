@@ -66,7 +66,7 @@ class Trainer(SupervisedTrainer):
         self._on_gpu = self.state.device.type == "cuda"
         if compile_network is None and self._on_gpu and has_compiler and importlib.util.find_spec("triton"):
             compile_network = self.state.max_epochs * self.state.epoch_length >= COMPILE_STEPS
-        # both have the same weights; checkpoints, averages and validation use the network itself
+        # both have the same weights; checkpoints and validation use the network itself
         self._forward = torch.compile(self.network, dynamic=False) if compile_network else self.network
         self.autocast_dtype = autocast_dtype
         self.clip_grad_norm = clip_grad_norm

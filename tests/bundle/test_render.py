@@ -33,7 +33,7 @@ def test_all_workflows_define_one_network_and_one_preprocessing_and_verify(name:
 def test_the_readme_gives_a_reason_for_each_value_that_decides() -> None:
     docs = render("unet_2015")["docs/README.md"]
     assert "| `learning_rate` | `0.001` | the paper gives the momentum only |" in docs
-    assert "| `ema_decay` | `0.0` | decay of the moving average" in docs
+    assert "| `patience` | `0` | " in docs
     assert "| `spacing_mm`" not in docs
 
 

@@ -94,7 +94,7 @@ def test_two_processes_train_one_network(cells: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine may have fewer GPUs than processes
     configs, root = find_bundle("unet_2d") / "configs", tmp_path / "root"
     options = {"config_file": f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']", "tracking_uri": ""}
-    options |= {"bundle_root": root, "dataset_dir": cells, "ema_decay": 0.9}
+    options |= {"bundle_root": root, "dataset_dir": cells}
     options |= {**SMALL["unet_2d"], **classes_of(cells), **TRAINING}
     run_two_processes(lambda rank: run_monai_bundle("run", "training", **options))
     assert [entry["epoch"] for entry in json.loads((root / "eval" / "history.json").read_text())] == [1, 2]

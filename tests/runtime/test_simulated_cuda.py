@@ -178,7 +178,7 @@ def test_a_predictor_stays_within_its_synchronisation_budget(
 
 def train(cells: Path, run: Path, *, epochs: int = 1, resume: bool = False, **changes: Any) -> None:
     small = {"network_def::channels": [4, 8], "patch_size": [32, 32], "batch_size": 2, "steps_per_epoch": 4, "folds": 2}
-    quick = {"num_workers": 0, "val_interval": 10, "ema_decay": 0.9, "store_dir": str(run.parent / "store")}
+    quick = {"num_workers": 0, "val_interval": 10, "store_dir": str(run.parent / "store")}
     changes = {**small, **quick, "epochs": epochs, **changes}
     done = train_bundle(
         find_bundle("unet_2d"), cells, run, changes=changes, resume=resume, device="cuda", tracking_uri=""

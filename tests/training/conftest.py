@@ -16,10 +16,10 @@ from medunet.training import (
     EarlyStop,
     EpochSeeder,
     Evaluator,
+    Muon,
     RepeatSampler,
     Trainer,
     ValidationHandler,
-    WeightAverage,
     WeightsTransfer,
 )
 
@@ -36,14 +36,13 @@ def cross_entropy(pred: torch.Tensor, label: torch.Tensor, *_: torch.Tensor) -> 
 
 @pytest.fixture
 def make_trainer() -> Callable[..., Trainer]:
-    """A trainer with batch norm, validation and weight averaging, put together as in the shipped config."""
+    """A trainer with batch norm and validation, put together as in the shipped config."""
 
     def make(
         folder: Path,
         *,
         epochs: int = 2,
         resume: bool = False,
-        decay: float = 0.99,
         patience: int = 0,
         interval: int = 1,
         learning_rate: float = 0.01,
@@ -66,11 +65,10 @@ def make_trainer() -> Callable[..., Trainer]:
             postprocessing=AsDiscreted(keys="pred", argmax=True),
             autocast_dtype="float32",
         )
-        optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+        optimizer = Muon(network.parameters(), lr=learning_rate)
         sampler = RepeatSampler(len(dataset), num_samples=8, seed=3)
-        checkpoints = {"average": WeightAverage(network, decay=decay, validator=validator), "validator": validator}
         handlers = [
-            CheckpointHandler(str(folder), network, optimizer=optimizer, resume=resume, **checkpoints),
+            CheckpointHandler(str(folder), network, optimizer=optimizer, resume=resume, validator=validator),
             WeightsTransfer(init_from, network),
             EpochSeeder(3, dataset, sampler=sampler),
             ValidationHandler(interval=interval, validator=validator),

@@ -19,7 +19,6 @@ from medunet.training import (
     CheckpointHandler,
     HistoryHandler,
     Trainer,
-    WeightAverage,
     checkpoint,
     kept_entry,
 )
@@ -67,12 +66,10 @@ def test_invalid_options_raise_typed_errors(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     with pytest.raises(ConfigError, match="best or last"):
         CheckpointHandler(str(tmp_path), network, optimizer=optimizer, keep="first")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="ema_decay"):
-        WeightAverage(network, decay=1.0)
 
 
 def test_the_history_names_the_epoch_of_the_selected_weights(tmp_path: Path, make_trainer: Make) -> None:
-    trainer = make_trainer(tmp_path, epochs=5, interval=2, learning_rate=0.3, decay=0.0)
+    trainer = make_trainer(tmp_path, epochs=5, interval=2, learning_rate=0.3)
     HistoryHandler(str(tmp_path), optimizer=trainer.optimizer).attach(trainer)
     trainer.run()
     history, last = trainer.state.history, load_checkpoint(tmp_path / LAST_NAME)
@@ -80,52 +77,13 @@ def test_the_history_names_the_epoch_of_the_selected_weights(tmp_path: Path, mak
     assert kept_entry(history)["epoch"] == last["kept_epoch"] == last["best_epoch"]
 
 
-def test_the_weight_average_matches_a_loop_over_all_steps(tmp_path: Path, make_trainer: Make) -> None:
-    trainer = make_trainer(tmp_path, epochs=2, decay=0.3)
-    steps: list[dict[str, torch.Tensor]] = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: steps.append(snapshot(engine.network)))
-    trainer.run()
-    expected = {name: tensor.double() for name, tensor in steps[0].items()}
-    for n, weights in enumerate(steps[1:], start=1):
-        decay = min(0.3, (1 + n) / (10 + n))
-        expected = {name: decay * expected[name] + (1 - decay) * weights[name].double() for name in expected}
-    state = load_checkpoint(tmp_path / LAST_NAME)["average"]
-    assert state["steps"] == len(steps) == 8
-    assert state["average"].keys() == expected.keys() - {"1.num_batches_tracked"}
-    for name, tensor in state["average"].items():
-        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-6)
-
-
-def test_validation_uses_averaged_weights_and_training_the_newest(tmp_path: Path, make_trainer: Make) -> None:
-    trainer = make_trainer(tmp_path, epochs=1)
-    seen: dict[str, dict[str, torch.Tensor]] = {}
-    validator_of(trainer).add_event_handler(
-        Events.ITERATION_COMPLETED, lambda engine: seen.update(validated=snapshot(engine.network))
-    )
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: seen.update(trained=snapshot(engine.network)))
-    trainer.run()
-    best, last = (load_checkpoint(tmp_path / name) for name in (BEST_NAME, LAST_NAME))
-    assert list(best) == ["model"]
-    assert same(best["model"], seen["validated"])
-    assert same(last["model"], seen["trained"])
-    assert same(snapshot(trainer.network), seen["trained"])
-    assert not same(seen["validated"], seen["trained"])
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.99])
-def test_a_resumed_run_has_the_weights_and_the_average_of_an_uninterrupted_one(
-    tmp_path: Path, make_trainer: Make, decay: float
-) -> None:
-    make_trainer(tmp_path / "through", epochs=4, decay=decay).run()
-    make_trainer(tmp_path / "parts", epochs=2, decay=decay).run()
-    make_trainer(tmp_path / "parts", epochs=4, decay=decay, resume=True).run()
-    through, parts = (load_checkpoint(tmp_path / name / LAST_NAME) for name in ("through", "parts"))
-    assert same(parts["model"], through["model"])
-    assert ("average" in through) == (decay > 0)
-    if decay:
-        assert parts["average"]["steps"] == through["average"]["steps"]
-        assert same(parts["average"]["average"], through["average"]["average"])
-    assert same(*(load_checkpoint(tmp_path / name / BEST_NAME)["model"] for name in ("through", "parts")))
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(tmp_path: Path, make_trainer: Make) -> None:
+    make_trainer(tmp_path / "through", epochs=4).run()
+    make_trainer(tmp_path / "parts", epochs=2).run()
+    make_trainer(tmp_path / "parts", epochs=4, resume=True).run()
+    for name in (BEST_NAME, LAST_NAME):
+        through, parts = (load_checkpoint(tmp_path / run / name) for run in ("through", "parts"))
+        assert same(parts["model"], through["model"])
 
 
 def test_on_a_gpu_checkpoints_follow_validations_and_time(
@@ -143,7 +101,7 @@ def test_on_a_gpu_checkpoints_follow_validations_and_time(
         make_trainer(tmp_path / name, epochs=5, interval=3, **options).run()
         epochs = [state["epoch"] for state in written]
         if options:  # copies, which later steps do not change
-            steps = [int(state["optimizer"]["state"][0]["step"]) for state in written]
+            steps = [int(state["optimizer"]["state"][1]["step"]) for state in written]
             assert steps == [4 * epoch for epoch in epochs]
         return epochs
 
@@ -219,7 +177,7 @@ def test_init_from_is_used_by_a_new_run_but_not_by_a_resumed_one(
     first.run()
     model = tmp_path / "first" / "model.pt"
     with caplog.at_level(logging.INFO, logger="medunet"):
-        second = make_trainer(tmp_path / "second", epochs=1, learning_rate=0.0, decay=0.0, init_from=model)
+        second = make_trainer(tmp_path / "second", epochs=1, learning_rate=0.0, init_from=model)
         second.run()
     assert "9 of 9 tensors copied" in caplog.text
     assert not second.state.transfer.left_out

@@ -91,6 +91,27 @@ def test_a_step_with_a_closure_returns_its_loss() -> None:
     assert float(loss().detach()) < 4
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 4, 3, 3)])
+def test_a_step_that_overflows_changes_nothing_and_the_scale_of_the_loss_does_not_matter(
+    shape: tuple[int, ...],
+) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = paths(Muon, start, 3)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer, scaler = Muon([weight]), torch.amp.GradScaler("cpu", init_scale=8.0)
+    random = torch.Generator().manual_seed(1)
+    for overflow in (False, True, False, False):
+        scale = float(scaler.scale(torch.ones(())))
+        before = weight.detach().clone()
+        noise = 0 if overflow else torch.randn(shape, generator=random)
+        weight.grad = torch.full(shape, torch.inf) if overflow else scale * (0.1 * before + noise)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, weight) == overflow
+    if len(shape) > 1:  # the steps of the bias correction count all gradients
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "options", [{"lr": -1.0}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"betas": (-0.1, 0.9)}]
 )
