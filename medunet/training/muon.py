@@ -1,4 +1,4 @@
-"""Muon: steps of equal size in all directions of a layer, which need half as many of them."""
+"""Muon: updates of equal size in all directions of a layer, so that training needs fewer steps than with AdamW."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
