@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        keep = 1.0 if found_inf is None else 1 - found_inf  # 0 for a step that overflows, which then changes nothing
+        keep = 1.0 if found_inf is None else (found_inf == 0).float()  # an overflow changes nothing
         for group in self.param_groups:
             rate = group["lr"] * keep
             for weight in group["params"]:
