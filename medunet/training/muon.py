@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
 
     The momentum of a convolution, flattened to a matrix `(out, in * kernel)`, is replaced by the nearest matrix with
     orthogonal rows, so that rare directions learn as fast as frequent ones. torch.optim.Muon does this for matrices
-    only, and in bfloat16, which is slow on most CPUs.
+    only, and in bfloat16, which is slow on a CPU without instructions for it.
 
     Args:
         params: parameters; those with more than one axis are orthogonalised.
@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        keep = 1.0 if found_inf is None else (found_inf == 0).float()  # an overflow changes nothing
+        keep = 1.0 if found_inf is None else (found_inf == 0).float()  # 0: an overflow changes no weight
         for group in self.param_groups:
             rate = group["lr"] * keep
             for weight in group["params"]:

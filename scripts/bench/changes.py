@@ -4,8 +4,9 @@
 
 Each --change has a name and one or more ID=VALUE as in `medunet train --set`. The first row is the plan of DATA with
 the values of --set. Fold 0 of the sorted names is held out. The score is the mean Dice, or mean AP for numbered
-objects, after the last epoch. CPU seconds are those of the training process. A complete run is written to --results and
-is not repeated; delete that file to begin anew.
+objects, after the last epoch. CPU seconds are those of the training process. A complete run is written to
+scripts/results/changes_NAME.json, where NAME is the folder of the data, and is not repeated; delete that file to begin
+anew.
 """
 
 from __future__ import annotations
@@ -60,17 +61,19 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], dest="common", metavar="ID=VALUE")
     parser.add_argument("--change", nargs="+", action="append", default=[], metavar="NAME ID=VALUE")
     parser.add_argument("--work", type=Path, default=Path("bench_changes"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "changes.json")
     options = parser.parse_args()
+    path, work = RESULTS / f"changes_{options.data.name}.json", options.work / options.data.name
     epochs = options.steps // PER_EPOCH
     held_out = [case.name for case in fold_by_name(open_dataset(options.data).cases)[1]]
     common = {
         **{"epochs": epochs, "steps_per_epoch": PER_EPOCH, "val_interval": epochs, "validation_cases": held_out},
         **{"keep_epoch": "last", "tracking_uri": "", **parse_settings(options.common)},
     }
-    if not (options.work / "bundle").is_dir():
-        plan_bundle(options.data, options.work / "bundle", measure=False)
-    results = read_json(options.results) or {"machine": machine(), "steps": options.steps, "runs": {}}
+    plan_bundle(options.data, work / "bundle", measure=False, force=True)
+    given = {"steps": options.steps, "set": options.common}
+    results = read_json(path) or {"machine": machine(), **given, "runs": {}}
+    if given != {key: results[key] for key in given}:
+        raise SystemExit(f"{path} has other --steps or --set: {results['steps']}, {results['set']}")
     named: dict[str, dict[str, Any]] = {"as planned": {}} | {
         name: parse_settings(changes) for name, *changes in options.change
     }
@@ -79,9 +82,9 @@ def main() -> None:
             key = f"{name}, seed {seed}"
             if key not in results["runs"]:
                 changes = {**common, **change, "seed": seed}
-                run = train(options.work / "bundle", options.data, options.work / "run", changes=changes)
+                run = train(work / "bundle", options.data, work / "run", changes=changes)
                 results["runs"][key] = run
-                write_json(options.results, results)
+                write_json(path, results)
                 print(key, run, flush=True)
     print(table(("change", "score", "difference", "CPU s"), rows(results["runs"], list(named), options.seeds)))
     print(describe(results["machine"]))

@@ -92,7 +92,7 @@ def test_a_step_with_a_closure_returns_its_loss() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6,), (6, 4, 3, 3)])
-def test_a_step_that_overflows_changes_nothing_and_the_scale_of_the_loss_does_not_matter(
+def test_a_step_that_overflows_changes_no_weight_and_the_scale_of_the_loss_does_not_matter(
     shape: tuple[int, ...],
 ) -> None:
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
