@@ -69,6 +69,8 @@ def interrupt_on_sigterm() -> None:
 def main() -> None:
     """Run the command line; print an error as one line on standard error and exit with its code."""
     interrupt_on_sigterm()
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch reads it; threads that spin longer stall where a core is shared
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     vars(TERMINAL).update(vars(Terminal()))
     try:
         sys.exit(app(prog_name="medunet", standalone_mode=False))

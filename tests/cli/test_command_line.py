@@ -153,6 +153,19 @@ def test_mistyped_words_of_every_command_are_rejected_in_one_line_before_pytorch
     assert {path.name for path in tmp_path.iterdir()} == {"other", "file", "run"}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_a_command_limits_how_long_threads_spin_before_pytorch_is_imported(
+    given: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    unset = "for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'): os.environ.pop(name, None)\n"
+    program = unset + f"os.environ |= {given}\ncall('--version')\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    done = without_torch(program, tmp_path)
+    assert done.stdout.split()[-1] == expected, done.stderr
+
+
 @pytest.fixture
 def folder_of_runs(tmp_path: Path) -> Path:
     for name in ("runs/first/configs", "runs/folds/fold_0", "runs/notes", "mine/configs"):
