@@ -201,7 +201,7 @@ def checked_folds(folds: Sequence[int] | None, config: Mapping[str, Any]) -> lis
         raise ConfigError("validation_cases are set, so there are no folds", remedy="set validation_cases to []")
     selected = list(range(count)) if folds is None else sorted(set(folds))
     if not selected or not all(0 <= fold < count for fold in selected):
-        raise ConfigError("unknown fold", received=selected, expected=f"0 to {count - 1}")
+        raise ConfigError("unknown fold", received=selected, expected=f"all, or numbers from 0 to {count - 1}")
     return selected
 
 

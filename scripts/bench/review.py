@@ -1,13 +1,16 @@
 """How well `predict --review` estimates the Dice, what it costs, and how many wrong labels an audit finds.
 
-    python -m scripts.bench.review --run RUN --data DATA/Task04_Hippocampus --cases 32
+    python -m scripts.bench.review --run RUN --data DATA
+    python -m scripts.bench.review --run RUN --held-out OTHER_DATA
 
-RUN is a run of one fold. Half of its validation cases calibrate, the other half is reviewed: as it is, and with noise,
-blur, a bias field, mirrored, with a wrong spacing in the header, and inverted.
+The first form calibrates on a part of the validation cases and reviews the others: the two halves of a run in turn,
+each fold of a cross-validation with the calibration of the other folds. The second form reviews other cases with the
+calibration that RUN has. Cases are reviewed as they are, and with noise, blur, a bias field, mirrored, with a wrong
+spacing in the header, and inverted. Times are processor times. The table is printed and written to
+scripts/results/review.json.
 """
 
 import argparse
-import json
 import time
 import zlib
 from collections.abc import Iterator
@@ -21,16 +24,20 @@ from monai.transforms import LoadImaged
 from scipy import ndimage
 from scipy.stats import mannwhitneyu, spearmanr
 
-from medunet.config import read_json
 from medunet.datasets import datalist
 from medunet.metrics import dice
 from medunet.prediction import Predictor
 from medunet.prediction.review import describe_case, fit_reviews, summarise_facts
 from medunet.prediction.steps import steps_up_to
 from medunet.runs.audit import diagnose
+from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.review import measure_case, read_reference
 
+from .measure import RESULTS, machine, read_json, table, write_json
+
 Image = npt.NDArray[np.float32]
+Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # predicted and reference label map
+HEAD = ("images", "Dice", "expected", "mean error", "Spearman", "in the 90 % interval", "flagged")
 LOW = 0.8  # Dice below which a case should be detected
 
 
@@ -70,73 +77,104 @@ def corrupted(ref: npt.NDArray[Any], other: npt.NDArray[Any], kind: int) -> npt.
     return wrong
 
 
+def review_case(predictor: Predictor, item: dict[str, Any], pairs: list[Pair]) -> list[dict[str, Any]]:
+    """Return true Dice and review of a case and of its degraded copies; its two label maps are added to `pairs`."""
+    steps, found = predictor.preprocessing, []
+    read = steps({"image": item["image"]}, end=steps_up_to(steps, LoadImaged, last=True))["image"]
+    ref = read_reference(predictor, steps({"image": item["image"]})["image"], item).astype(int)
+    for kind, image, affine in degraded(np.asarray(read), read.meta["original_affine"], str(item["name"])):
+        result = predictor.decide_array(image, affine=affine)
+        pred, truth = np.asarray(result["pred"])[0].astype(int), np.flip(ref, 1) if kind == "mirrored" else ref
+        scores = [dice(np.isin(pred, of), np.isin(truth, of)) for of in predictor.structures.values()]
+        found.append({"kind": kind, "true": float(np.nanmean(scores)), **result["review"].as_dict()})
+        if kind == "as it is":
+            pairs.append((pred, ref))
+    print(item["name"], [round(one["true"], 2) for one in found], flush=True)
+    return found
+
+
+def review_each_other(
+    run: Path, config: dict[str, Any], data: Path, cases: int | None, pairs: list[Pair]
+) -> tuple[Predictor, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Review the held-out cases of each fold, or each half of those of a run, with the calibration of the others."""
+    options = {key: config[key] for key in ("folds", "split") if key in config}
+    groups = []
+    for fold in config.get(ENSEMBLE_FOLDS, [config.get("fold")]):
+        folder = run / f"fold_{fold}" if ENSEMBLE_FOLDS in config else run
+        predictor = Predictor(folder, device="cpu", probabilities=True, review=True, trust=True)
+        held_out = datalist(data, section="validation", fold=fold, **options)[:cases]
+        groups += [(predictor, held_out)] if ENSEMBLE_FOLDS in config else [(predictor, held_out[k::2]) for k in (0, 1)]
+    rows = [[row for item in items for row in measure_case(predictor, item)] for predictor, items in groups]
+    facts: dict[str, Any] = {}
+    for item in datalist(data, section="all", **options):
+        image = predictor.preprocessing({"image": item["image"]})["image"]
+        facts[item["name"]] = describe_case(image, read_reference(predictor, image, item), predictor.structures)
+    found = []
+    for own, (predictor, items) in enumerate(groups):
+        others = [row for number, some in enumerate(rows) if number != own for row in some]
+        unseen = {item["name"] for _, some in groups for item in some} if ENSEMBLE_FOLDS not in config else set()
+        unseen |= {item["name"] for item in items}
+        training = summarise_facts([some for name, some in facts.items() if name not in unseen])
+        assert predictor.reviewer is not None
+        predictor.reviewer.calibration = {**fit_reviews(others, list(predictor.structures)), "training": training}
+        found += [one for item in items for one in review_case(predictor, item, pairs)]
+    return predictor, [item for _, items in groups for item in items], found
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=32)
+    parser.add_argument("--data", type=Path, help="that the run was trained on")
+    parser.add_argument("--held-out", type=Path, metavar="DATA", help="cases to review with the run's own calibration")
+    parser.add_argument("--cases", type=int, help="only so many")
+    parser.add_argument("--name", help="of the results; default: the name of RUN")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = read_json(given.run / "configs" / "train.json")
-    options = {key: config[key] for key in ("fold", "folds", "split") if key in config}
-    items = datalist(given.data, section="validation", **options)[: given.cases]
-    predictor = Predictor(given.run, device="cpu", probabilities=True, review=True, trust=True)
-    names, steps = list(predictor.structures), predictor.preprocessing
-    training = []
-    for item in datalist(given.data, section="training", **options):
-        image = steps({"image": item["image"]})["image"]
-        training.append(describe_case(image, read_reference(predictor, image, item), predictor.structures))
-    rows = [row for item in items[::2] for row in measure_case(predictor, item)]
-    document = {**fit_reviews(rows, names), "training": summarise_facts(training)}
-    assert predictor.reviewer is not None
-    predictor.reviewer.calibration = document
+    config = read_json(given.run / "configs" / "evaluate.json")
     found: list[dict[str, Any]] = []
-    pairs: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-    for number, item in enumerate(items):
-        read = steps({"image": item["image"]}, end=steps_up_to(steps, LoadImaged, last=True))["image"]
-        ref, affine = read_reference(predictor, read, item), read.meta["original_affine"]
-        for kind, image, changed in degraded(np.asarray(read), affine, str(item["name"])):
-            result = predictor.decide_array(image, affine=changed)
-            pred, review = np.asarray(result["pred"])[0].astype(int), result["review"]
-            if kind == "as it is":
-                pairs.append((pred, ref.astype(int)))
-            if number % 2 == 0:
-                break  # a calibration case, which only the audit needs
-            truth = np.flip(ref, 1) if kind == "mirrored" else ref
-            true = float(np.nanmean([dice(pred == of[0], truth == of[0]) for of in predictor.structures.values()]))
-            found.append({"kind": kind, "true": true, **review.as_dict()})
-    print("| images | Dice | expected | mean error | Spearman | in the 90 % interval | flagged |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    kinds = [*dict.fromkeys(one["kind"] for one in found)]
-    for kind in [*kinds, "all"]:
+    pairs: list[Pair] = []
+    if given.held_out:
+        predictor = Predictor(given.run, device="cpu", probabilities=True, review=True, trust=True)
+        items = datalist(given.held_out, section="all")[: given.cases]
+        found = [one for item in items for one in review_case(predictor, item, pairs)]
+    else:
+        predictor, items, found = review_each_other(given.run, config, given.data, given.cases, pairs)
+    rows = []
+    for kind in [*dict.fromkeys(one["kind"] for one in found), "all"]:
         of = [one for one in found if kind in (one["kind"], "all")]
         true, expected = (np.array([one[key] for one in of]) for key in ("true", "expected_dice"))
-        inside = np.mean([one["low"] <= one["true"] <= one["high"] for one in of])
-        flagged = np.mean([bool(one["flags"]) for one in of])
-        numbers = f"{true.mean():.3f} | {expected.mean():.3f} | {np.abs(true - expected).mean():.3f}"
         order = spearmanr([one["score"] for one in of], true)[0] if np.ptp(true) > 0 else float("nan")
-        print(f"| {kind} | {numbers} | {order:.2f} | {100 * inside:.0f} % | {100 * flagged:.0f} % |")
+        shares = ([one["low"] <= one["true"] <= one["high"] for one in of], [bool(one["flags"]) for one in of])
+        numbers = (f"{one:.2f}" for one in (true.mean(), expected.mean(), np.abs(true - expected).mean(), order))
+        rows.append([kind, *numbers, *(f"{100 * np.mean(share):.0f} %" for share in shares)])
+    print(table(HEAD, rows))
     is_low = np.array([one["true"] < LOW for one in found])
     auroc = area(np.array([one["score"] for one in found]), is_low)
-    print(f"AUROC of Dice < {LOW}: {auroc:.3f} ({is_low.sum()} of {len(found)})")
+    texts = [f"AUROC of Dice < {LOW}: {auroc:.3f} ({is_low.sum()} of {len(found)})"]
     seconds = []
     for review in (False, True):
         plain = Predictor(given.run, device="cpu", review=review, trust=True)
         plain.decide(items[0]["image"])
-        begun = time.perf_counter()
+        begun = time.process_time()
         for item in items[:5]:
             plain.decide(item["image"])
-        seconds.append((time.perf_counter() - begun) / 5)
-    print(f"seconds per case: {seconds[0]:.2f} plain, {seconds[1]:.2f} with review")
+        seconds.append((time.process_time() - begun) / 5)
+    texts.append(f"seconds per case: {seconds[0]:.2f} plain, {seconds[1]:.2f} with review")
     scores = []
     for number, (pred, ref) in enumerate(pairs):
         wrong = corrupted(ref, pairs[number - 1][1], number % 5) if number < 10 else ref
         scores.append((*diagnose(pred, wrong, predictor.structures), number))
     first = sorted(scores)[:15]
-    print(f"audit: {sum(number < 10 for *_, number in first)} of 10 wrong labels among the first 15 of {len(pairs)}")
-    print(json.dumps({number: cause for _, cause, number in first}))
+    texts.append(
+        f"audit: {sum(number < 10 for *_, number in first)} of 10 wrong labels among the first 15 of {len(pairs)}"
+    )
+    texts.append(f"causes: { {number: cause for _, cause, number in first} }")
+    print("\n".join(texts))
+    document = read_json(RESULTS / "review.json")
+    document[given.name or given.run.name] = {"rows": rows, "texts": texts, "machine": machine()}
+    write_json(RESULTS / "review.json", document)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Surface distances: against every pair of points, against MONAI, and by hand."""
+"""Surface distances: against every pair of points, against MONAI and DeepMind's surface-distance, and by hand."""
 
 import math
 
 import numpy as np
 import pytest
+import surface_distance
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
@@ -53,6 +54,27 @@ def test_distances_match_all_pairs_and_their_summaries_match_monai(seed: int, sh
             **tensors, class_thresholds=[tolerance], include_background=True, spacing=list(spacing_mm)
         )
         assert distances.share_within(tolerance) == pytest.approx(float(nsd), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # surface-distance 0.1 with SciPy 1.17
+@pytest.mark.parametrize(("shape", "spacing_mm"), [((31, 35), (0.7, 1.1)), ((29, 31, 33), SPACING_MM)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_surface_distance_differs_by_less_than_a_voxel(
+    seed: int, shape: tuple[int, ...], spacing_mm: tuple[float, ...]
+) -> None:
+    """Its surface lies between voxels and is weighted by area, so small tolerances give other shares."""
+    first, other = (
+        ndimage.gaussian_filter(np.random.default_rng(n).normal(size=shape), 4, mode="constant") > 0.004
+        for n in (seed, seed + 5)
+    )
+    pred, ref = first, ndimage.binary_dilation(first) ^ (other & first)
+    oracle = surface_distance.compute_surface_distances(ref, pred, spacing_mm)
+    found = surface_distances(pred, ref, spacing_mm=spacing_mm)
+    hd95 = surface_distance.compute_robust_hausdorff(oracle, 95)
+    assert found.hausdorff() == pytest.approx(hd95, abs=np.linalg.norm(spacing_mm) / 2)
+    for voxels in (2, 3):
+        expected = surface_distance.compute_surface_dice_at_tolerance(oracle, voxels * max(spacing_mm))
+        assert found.share_within(voxels * max(spacing_mm)) == pytest.approx(expected, abs=0.02)
 
 
 def test_the_mean_is_over_the_voxels_of_both_surfaces():
