@@ -14,7 +14,8 @@ from medunet.resources import find_bundle, preset_names, resource_dir, shipped_b
 def runs() -> list[str]:
     """Return the runs in the current folder and in runs/, and the trained models that come with medunet."""
     found: Iterator[Path] = (path for folder in (Path(), Path("runs")) for path in sorted(folder.glob("*")))
-    return [*(str(path) for path in found if _is_run(path)), *shipped_models()]
+    trained = (path for path in found if (path / "configs" / "train.json").is_file() or next(path.glob("fold_*"), None))
+    return [*map(str, trained), *shipped_models()]
 
 
 def bundles() -> list[str]:
@@ -41,7 +42,3 @@ def config_ids(ctx: typer.Context) -> list[str]:
 
 def _bundle(ctx: typer.Context) -> Path:
     return find_bundle(ctx.params.get("bundle") or "unet_3d")
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "configs" / "train.json").is_file() or next(path.glob("fold_*"), None) is not None

@@ -109,8 +109,8 @@ Force = Annotated[bool, typer.Option("--force", help=FORCE_HELP)]
 # keys of `medunet.prediction.options.TTA`, repeated so that `--help` need not import them; a test compares the two
 Views = Literal["none", "mirror", "views"]
 TTA_HELP = (
-    "Test-time augmentation: mean over mirrored views (8 passes in 3D, 4 in 2D); views: also of the enlarged image "
-    "(as 38 and 16 passes). Default: as the bundle says."
+    "Test-time augmentation: mean over views that are mirrored as in training (at most 8 passes in 3D, 4 in 2D); "
+    "views: also of the enlarged image (as 38 and 16 passes). Default: as the bundle says."
 )
 Tta = Annotated[Views | None, typer.Option("--tta", help=TTA_HELP)]
 Where = Literal["ray"]  # where to run work that can be distributed

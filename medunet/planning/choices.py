@@ -23,7 +23,7 @@ THIN = 4.0  # voxels; the border of a thinner class between voxels decides about
 ENLARGED = (1.15, 1.3)  # enlarged views of a small volume: the upper end of `scale_range`, and a little more
 BENT_SHARE = 1 / 3  # of the thinnest thickness; control points that move by more tear the structure
 CONTRAST_STEPS = 7_000  # 960 and 2,000 steps lose 0.005 and 0.004 of Dice by random contrast (hippocampus)
-ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "view_scales"])  # ids that train.json does not have
+ENGINE_IDS = frozenset(["mirror_axes", "mirror_swaps", "tta_axes", "view_scales"])  # ids that train.json does not have
 
 
 def normalisation(data: Fingerprint) -> Decision:

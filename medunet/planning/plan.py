@@ -97,6 +97,7 @@ def plan(
     decisions += choices.cropping(fingerprint)
     mirroring = choices.mirroring(fingerprint, flat_axis=flat_axis)
     flips = mirroring[0].value
+    mirroring.append(Decision("tta_axes", flips, "axes that `--tta` and `--review` mirror", "as in training"))
     decisions += [*mirroring, *choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=is_flat)]
     decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
     decisions += instances(fingerprint, grid.factor) if dataset.instances else choices.loss(fingerprint, config["loss"])

@@ -26,8 +26,8 @@ class PredictOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         probabilities: also write class probabilities.
         tta: test-time augmentation, the mean of the class probabilities over views of the image. `none`: no other view;
-            `mirror`: every combination of flips of the axes, 8 passes in 3D and 4 in 2D; `views`: also of the image
-            enlarged by 1.15 and 1.3, the work of 38 passes in 3D and 16 in 2D. None: as the bundle says.
+            `mirror`: every combination of flips of the axes that training mirrored, at most 8 passes in 3D and 4 in
+            2D; `views`: also of the image enlarged by 1.15 and 1.3, the work of 38 and 16. None: as the bundle says.
         result_format: format of the label maps, one of ``medunet.io.RESULT_FORMATS``.
         objects: formats of outlines of objects beside their table, ``geojson`` or ``imagej``; for bundles of instances.
         measure: measure the structures of the results; a DICOM SEG gets a DICOM SR with the measurements.

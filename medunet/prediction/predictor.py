@@ -113,7 +113,9 @@ class Predictor:
         self.label_values: list[int] = parser.get("label_values") or []
         self.mirror_swaps: list[list[int]] = parser.get("mirror_swaps") or []
         # axes along which an image may be mirrored without a change of its anatomy that the network has never seen
-        self.view_axes: list[int] = content(parser, "tta_axes") if "tta_axes" in parser else [*range(self.spatial_dims)]
+        self.view_axes: list[int] = content(parser, "tta_axes") if "tta_axes" in parser else []
+        if options.tta == "mirror" and not self.view_axes:
+            raise ConfigError("the network was trained without mirrored patches", file=bundle, received="tta mirror")
         if options.review and parser.get("instances"):
             raise ConfigError("a review is for classes, and this bundle predicts objects", file=bundle)
         self.reviewer: Reviewer | None = Reviewer(self.bundle, self.structures) if options.review else None

@@ -1,7 +1,6 @@
 """A trained network prepared for inference: batch norm folded, fast number format, memory layout and backend."""
 
 import ctypes
-import itertools
 import logging
 import os
 import sys
@@ -114,7 +113,9 @@ class FastNetwork(nn.Module):
 
     def prepare(self, device: torch.device, *, in_channels: int, spatial_dims: int) -> None:
         """Make the private copy and compare it with the network, unless that was done for the current weights."""
-        state = _state_of(self.network, device)
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        versions = ((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors)
+        state = (device.type, device.index or 0, *versions)  # changes whenever a weight does
         if state == self._state:
             return
         form = choose_form(
@@ -238,10 +239,3 @@ def keep_freed_memory() -> bool:
         return False
     mmap_max, trim_threshold = -4, -1  # options of malloc.h
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
-
-
-def _state_of(network: nn.Module, device: torch.device) -> tuple[Any, ...]:
-    """Return a value that changes whenever a weight does."""
-    tensors = itertools.chain(network.parameters(), network.buffers())
-    versions = ((t.data_ptr(), t.device, -1 if t.is_inference() else t._version) for t in tensors)
-    return (device.type, device.index or 0, *versions)

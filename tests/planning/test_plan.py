@@ -46,7 +46,7 @@ def test_hippocampus_plan_matches_the_benchmark(test_data: Path) -> None:
     assert values["network_def::channels"] == [16, 48, 96, 192]
     assert (values["network_def::strides"], values["network_def::kernel_sizes"]) == (2, 3)
     assert values["spacing_mm"] == [1.0, 1.0, 1.0]
-    assert values[FLIPS] == []  # anterior and posterior
+    assert values[FLIPS] == values["tta_axes"] == []  # anterior and posterior
     assert "mirror_axes" not in values
     assert values["view_scales"] == [1.0, 1.15, 1.3]  # two voxels thick
     assert 0.6 < values["augment::deform::elastic_sigma"] < 0.8  # so bent little
@@ -58,7 +58,7 @@ def test_cells_plan_matches_the_benchmark(test_data: Path) -> None:
     values = plan_for(test_data / "ISBI2012_EM").values
     assert (values["patch_size"], values["batch_size"]) == ([256, 256], 4)
     assert values["network_def::channels"] == [32, 64, 128, 256, 512]
-    assert values[FLIPS] == values["mirror_axes"] == [0, 1]
+    assert values[FLIPS] == values["tta_axes"] == values["mirror_axes"] == [0, 1]
     assert not {"view_scales", "spacing_mm"} & values.keys()  # in volumes only
     assert values["loss"]["include_background"] is True  # membranes are thin
 
@@ -71,7 +71,7 @@ def test_sarcoma_ct_is_resampled_to_a_coarser_grid(test_data: Path) -> None:
     assert -200 < normalise["a_min"] < 0 < normalise["a_max"] < 1000
     assert values["spacing_mm"] == pytest.approx([2.03, 2.03, 3.27])
     assert values["network_def::strides"][0] == [2, 2, 2]
-    assert values[FLIPS] == [0, 1, 2]
+    assert values[FLIPS] == values["tta_axes"] == [0, 1, 2]
     assert not {"mirror_axes", "view_scales"} & values.keys()  # large images: views would be slow
 
 

@@ -19,6 +19,7 @@ from medunet.prediction.review import (
     find_flags,
     fit_reviews,
     measure_agreement,
+    predict_dice,
     summarise_facts,
 )
 from tests.support.small import untrained_run
@@ -87,7 +88,15 @@ def test_intervals_cover_90_percent_of_other_cases_and_flags_and_sizes_bound_the
     assert (missing.expected_dice, missing.is_below(0.8), missing.score) == (0, True, 0)
 
 
-def test_agreement_is_that_of_mirrored_and_scaled_views_and_an_ensemble_shares_them_out(
+def test_cases_that_are_all_good_do_not_hide_what_a_low_agreement_means() -> None:
+    random = np.random.default_rng(0)
+    rows = [{"agreement": {"organ": a}, "dice": {"organ": 0.9}} for a in random.uniform(0.9, 1, 40)]
+    (line,) = fit_reviews(rows, ["organ"])["classes"].values()
+    assert line["slope"] == 1
+    assert predict_dice(line, [0.95, 0.1]) == pytest.approx([0.9, 0.05], abs=0.02)
+
+
+def test_agreement_is_that_of_views_and_an_ensemble_shares_them_out(
     bundle: Path, other_fold: Path, volume: Path
 ) -> None:
     predictor = Predictor(bundle, device="cpu")
@@ -102,6 +111,28 @@ def test_agreement_is_that_of_mirrored_and_scaled_views_and_an_ensemble_shares_t
     assert measure_agreement(predictor, image) == {next(iter(predictor.structures)): 1.0}
     joined = Predictor(bundle, device="cpu", ensemble=[other_fold])
     assert measure_agreement(joined, image) != alone
+
+
+class Threshold(torch.nn.Module):
+    """The first structure is what is brighter than half of the range from 0 to 1."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(image), image - 0.5, *[image - 9] * (self.classes - 2)], dim=1)
+
+
+def test_a_result_that_depends_on_contrast_or_size_has_a_lower_agreement(bundle: Path) -> None:
+    predictor = Predictor(bundle, device="cpu")
+    ramp = torch.linspace(0, 1, 40).expand(1, *[40] * predictor.spatial_dims)
+    assert predictor.view_axes == []  # the remaining views are the enlarged one and that with another contrast
+    predictor.network = Threshold(len(predictor.label_values))
+    (found,) = measure_agreement(predictor, ramp).values()
+    below = 0.5**1.5  # half of the range is brighter than 0.5, and in the other view all above 0.5 ** 1.5
+    expected = 2 * 0.5 / (0.5 + 1 - below)
+    assert found == pytest.approx((1 + expected) / 2, abs=0.02)
 
 
 def test_a_run_without_calibration_is_reviewed_by_its_agreement(bundle: Path, volume: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ TILE = 24  # voxels per axis; the images are larger along one axis
 @pytest.mark.parametrize("kind", ["classes", "regions", "an ensemble", "tiles", "two dimensions"])
 def test_the_labels_are_those_of_the_mean_over_all_flips(kind: str, tmp_path: Path) -> None:
     bundle = "unet_2d" if kind == "two dimensions" else "unet_3d"
-    values = {**NAMES, **(REGIONS if kind == "regions" else {})}
+    values = {**NAMES, **(REGIONS if kind == "regions" else {}), "tta_axes": [0, 1, 2][: 2 + (bundle == "unet_3d")]}
     run, other = (untrained_run(tmp_path / f"run{seed}", seed=seed, bundle=bundle, **values) for seed in (0, 1))
     changes = {"tile_size": [TILE] * 3} if kind == "tiles" else {}
     options = PredictOptions(device="cpu", ensemble=[other] if kind == "an ensemble" else [], overrides=changes)
@@ -49,7 +49,7 @@ def test_the_labels_are_those_of_the_mean_over_all_flips(kind: str, tmp_path: Pa
 
 
 def test_the_option_replaces_the_views_of_a_bundle_and_a_set_value_replaces_the_option(tmp_path: Path) -> None:
-    run = untrained_run(tmp_path / "run", mirror_axes=[0], view_scales=[1.0, 1.5])
+    run = untrained_run(tmp_path / "run", mirror_axes=[0], view_scales=[1.0, 1.5], tta_axes=[1, 2])
 
     def axes_and_scales(**options: object) -> tuple[object, object]:
         chain = [Predictor(run, device="cpu", **options).inferer]
@@ -60,11 +60,19 @@ def test_the_option_replaces_the_views_of_a_bundle_and_a_set_value_replaces_the_
 
     assert axes_and_scales() == ((0,), (1.0, 1.5))
     assert axes_and_scales(tta="none") == ((), ())
-    assert axes_and_scales(tta="mirror") == ((0, 1, 2), ())
-    assert axes_and_scales(tta="views") == ((0, 1, 2), (1.0, 1.15, 1.3))
-    assert axes_and_scales(tta="views", overrides={"view_scales": []}) == ((0, 1, 2), ())
+    assert axes_and_scales(tta="mirror") == ((1, 2), ())
+    assert axes_and_scales(tta="views") == ((1, 2), (1.0, 1.15, 1.3))
+    assert axes_and_scales(tta="views", overrides={"view_scales": []}) == ((1, 2), ())
     with pytest.raises(ConfigError, match="received flips"):
         PredictOptions(tta="flips")
+
+
+def test_a_network_that_never_saw_a_mirrored_patch_is_not_asked_about_one(tmp_path: Path) -> None:
+    run = untrained_run(tmp_path / "run", bundle="unet_3d", **NAMES)
+    with pytest.raises(ConfigError, match="trained without mirrored patches"):
+        Predictor(run, device="cpu", tta="mirror")
+    assert Predictor(run, device="cpu", review=True).view_axes == []
+    assert Predictor("hippocampus", device="cpu").view_axes == []
 
 
 def test_predict_and_evaluate_have_the_option(
