@@ -1,9 +1,8 @@
 """How far a result can be trusted: the expected Dice of each class, and what training never contained.
 
 Agreement is the mean Dice between the label map of an image and those of its views (compare Zenk et al., Medical Image
-Analysis 2025): mirrored as in training, enlarged, and with another contrast. Each member of an ensemble has its own
-views. A line from agreement to Dice is fitted on held-out cases, with intervals by split conformal prediction (Lei et
-al., JASA 2018).
+Analysis 2025): mirrored as in training, and enlarged. Each member of an ensemble has its own views. A line from
+agreement to Dice is fitted on held-out cases, with intervals by split conformal prediction (Lei et al., JASA 2018).
 """
 
 import math
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from .predictor import Predictor
 
 VIEW_SCALE = 1.15  # of the enlarged view; the smaller one of the scales of `--tta views`
-VIEW_GAMMA = 2 / 3  # of the view with another contrast, an exponent of the share between the darkest and the brightest
 MOST = 256  # class indices of a label map
 PERCENTILES = (1, 25, 50, 75, 99)  # of the network's input, which describe the distribution of its intensities
 SAMPLE_VOXELS = 1e6  # that percentiles are computed from
@@ -95,12 +93,10 @@ def measure_agreement(predictor: "Predictor", image: torch.Tensor) -> dict[str, 
         inferer = inferer.inferer
     is_objects = getattr(predictor.inferer, "activation", "softmax") == "sigmoid" and not predictor.region_order
     indices = {value: index for index, value in enumerate(predictor.label_values)}
-    low, high = (end(batch, dim=[*range(2, batch.ndim)], keepdim=True) for end in (torch.amin, torch.amax))
-    brighter = low + (high - low) * ((batch - low) / (high - low).clamp(min=1e-6)) ** VIEW_GAMMA
 
-    def labels(network: torch.nn.Module, part: torch.Tensor, axis: int | None = None, scale: float = 1) -> torch.Tensor:
+    def labels(network: torch.nn.Module, axis: int | None = None, scale: float = 1.0) -> torch.Tensor:
         flip = [] if axis is None else [2 + axis]
-        view = resized(part.flip(flip), [max(1, round(n * scale)) for n in size])
+        view = resized(batch.flip(flip), [max(1, round(n * scale)) for n in size])
         with autocast(predictor.device, predictor.autocast_dtype):
             logits = torch.as_tensor(infer(inferer, view[0], network, predictor.device)).float().flip(flip)
         if list(logits.shape[2:]) != size:
@@ -113,12 +109,12 @@ def measure_agreement(predictor: "Predictor", image: torch.Tensor) -> dict[str, 
 
     ensemble = next((part for part in predictor.network.modules() if isinstance(part, EnsembleLogits)), None)
     members = [predictor.network] if ensemble is None else list(ensemble.members)
-    views: list[Any] = [*((batch, axis) for axis in predictor.view_axes), (batch, None, VIEW_SCALE), (brighter,)]
+    views = [*((axis, 1.0) for axis in predictor.view_axes), (None, VIEW_SCALE)]
     found: dict[str, list[float]] = {}
-    for number, member in enumerate(members[: len(views)]):
-        usual = labels(member, batch)
-        for view in views[number :: len(members)]:
-            pairs = torch.bincount(MOST * usual + labels(member, *view), minlength=MOST**2).reshape(MOST, MOST)
+    for number, member in enumerate(members):
+        usual = labels(member)
+        for axis, scale in views[number :: len(members)] or views[-1:]:
+            pairs = torch.bincount(MOST * usual + labels(member, axis, scale), minlength=MOST**2).reshape(MOST, MOST)
             for name, values in (predictor.structures or {str(value): [value] for value in range(1, MOST)}).items():
                 of = [indices.get(value, value) for value in values]
                 counts = pairs[of].sum(), pairs[:, of].sum(), pairs[of][:, of].sum()
