@@ -92,9 +92,9 @@ class Geometry:
         return tuple(lps[:3, 3].tolist()), tuple(spacing.tolist()), tuple((lps[:3, :3] / spacing).ravel().tolist())
 
     def __str__(self) -> str:
-        """Return shape, spacing and orientation, for messages."""
-        spacing = tuple(round(length, 4) for length in self.spacing_mm)
-        return f"shape {self.shape}, spacing {spacing} mm, axes {self.axis_codes}"
+        """Return shape, spacing, orientation and the place of the first voxel in RAS, for messages."""
+        spacing, first = (tuple(round(float(mm), 4) for mm in some) for some in (self.spacing_mm, self.affine[:3, 3]))
+        return f"shape {self.shape}, spacing {spacing} mm, axes {self.axis_codes}, first voxel at {first} mm"
 
     @cached_property
     def spacing_mm(self) -> tuple[float, ...]:

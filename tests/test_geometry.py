@@ -55,3 +55,13 @@ def test_grids_are_compared_at_their_corners():
 def test_impossible_geometry_is_rejected(affine, shape, cause):
     with pytest.raises(GeometryError, match=cause):
         Geometry(affine, shape)
+
+
+def test_the_text_tells_grids_apart_that_differ_in_their_place_only() -> None:
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    moved = affine.copy()
+    moved[:3, 3] = (5, -7.25, 0)
+    assert str(Geometry(moved, (4, 5, 6))) == (
+        "shape (4, 5, 6), spacing (1.0, 2.0, 3.0) mm, axes RAS, first voxel at (5.0, -7.25, 0.0) mm"
+    )
+    assert str(Geometry(moved, (4, 5, 6))) != str(Geometry(affine, (4, 5, 6)))
