@@ -178,7 +178,8 @@ def _measure(name: str, mask: Path, images: Sequence[Path], parsed: ParsedLabels
         refuse_instances({mask: values})
         names = {f"label_{value}": value for value in values}
     elif unknown := sorted(set(values) - set(names.values())):
-        raise DataError("the mask has values without a name", file=mask, received=unknown, expected=dict(names))
+        named = {name: value for name, value in names.items() if name}
+        raise DataError("the mask has values without a name", file=mask, received=unknown, expected=named)
     structures = {region.name: region.values for region in parsed.regions}
     record = volume.record if image is None else image.record
     measured = measure_labels(
