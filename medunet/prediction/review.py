@@ -1,7 +1,7 @@
 """How far a result can be trusted: the expected Dice of each class, and what training never contained.
 
 Agreement is the mean Dice between the label map of an image and those of its views (compare Zenk et al., Medical Image
-Analysis 2025): mirrored as in training, and enlarged. Each member of an ensemble has its own views. A line from
+Analysis 2025): mirrored as in training, and enlarged. The members of an ensemble share the views. A line from
 agreement to Dice is fitted on held-out cases, with intervals by split conformal prediction (Lei et al., JASA 2018).
 """
 
@@ -41,7 +41,7 @@ TOLERANCE = 0.1  # share by which sizes may be outside the range of training wit
 INTENSITY_TOLERANCE = 0.25  # the same for percentiles of intensity, as a share of the range's width
 COVERAGE = 0.9  # of the intervals
 FLOOR = 0.02  # smallest scale of an interval: even perfect agreement leaves this error of annotators
-SLOPES = (1.0, 3.0)  # of the line from agreement to Dice: copies that are hardly worse do not show how far it falls
+SLOPES = (1.0, 3.0)  # of the line from agreement to Dice; mild degradations alone make it too flat
 
 Array = npt.NDArray[Any]
 Facts = dict[str, Any]  # of a case: words, and lists of numbers, by what they are

@@ -5,8 +5,7 @@
 Each --change has a name and one or more ID=VALUE as in `medunet train --set`. The first row is the plan of DATA with
 the values of --set. Fold 0 of the sorted names is held out. The score is the mean Dice, or mean AP for numbered
 objects, after the last epoch. CPU seconds are those of the training process. A complete run is written to
-scripts/results/changes_NAME.json, where NAME is the folder of the data, and is not repeated; delete that file to begin
-anew.
+scripts/results/changes_NAME.json and is not repeated; delete that file to begin anew.
 """
 
 from __future__ import annotations
@@ -60,9 +59,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], dest="common", metavar="ID=VALUE")
     parser.add_argument("--change", nargs="+", action="append", default=[], metavar="NAME ID=VALUE")
+    parser.add_argument("--name", help="of the results; default: the folder of the data")
     parser.add_argument("--work", type=Path, default=Path("bench_changes"))
     options = parser.parse_args()
-    path, work = RESULTS / f"changes_{options.data.name}.json", options.work / options.data.name
+    name = options.name or options.data.name
+    path, work = RESULTS / f"changes_{name}.json", options.work / name
     epochs = options.steps // PER_EPOCH
     held_out = [case.name for case in fold_by_name(open_dataset(options.data).cases)[1]]
     common = {

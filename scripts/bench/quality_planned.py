@@ -114,9 +114,9 @@ def sts(options: Options) -> Rows:
         if not result.is_whole or result.summary is None:
             raise SystemExit("not all folds are trained; the same command goes on")
         scores = json.loads((folder / "folds" / "out_of_fold" / "metrics.json").read_text(encoding="utf-8"))["cases"]
+        summaries = {"metrics": result.summary, "postprocessed": result.postprocessed or {}}
         return {
-            "metrics": result.summary,
-            "postprocessed": result.postprocessed,
+            **{key: {k: v for k, v in one.items() if k != "folder"} for key, one in summaries.items()},
             "dice_by_case": {case["name"]: case["mean_dice"] for case in scores},
         }
 

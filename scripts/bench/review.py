@@ -81,7 +81,7 @@ def review_case(predictor: Predictor, item: dict[str, Any], pairs: list[Pair]) -
     """Return true Dice and review of a case and of its degraded copies; its two label maps are added to `pairs`."""
     steps, found = predictor.preprocessing, []
     read = steps({"image": item["image"]}, end=steps_up_to(steps, LoadImaged, last=True))["image"]
-    ref = read_reference(predictor, steps({"image": item["image"]})["image"], item).astype(int)
+    ref = read_reference(predictor, read, item).astype(int)
     for kind, image, affine in degraded(np.asarray(read), read.meta["original_affine"], str(item["name"])):
         result = predictor.decide_array(image, affine=affine)
         pred, truth = np.asarray(result["pred"])[0].astype(int), np.flip(ref, 1) if kind == "mirrored" else ref
@@ -94,65 +94,69 @@ def review_case(predictor: Predictor, item: dict[str, Any], pairs: list[Pair]) -
 
 
 def review_each_other(
-    run: Path, config: dict[str, Any], data: Path, cases: int | None, pairs: list[Pair]
-) -> tuple[Predictor, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Review the held-out cases of each fold, or each half of those of a run, with the calibration of the others."""
-    options = {key: config[key] for key in ("folds", "split") if key in config}
+    run: Path, data: Path, cases: int | None, pairs: list[Pair]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Review each fold, or each half of the validation cases of a run, with the calibration of the others.
+
+    Returns:
+        The cases, and what `review_case` returns of them.
+    """
+    config = read_json(run / "configs" / "evaluate.json")
+    is_joined = ENSEMBLE_FOLDS in config
+    options: dict[str, Any] = {key: config[key] for key in ("folds", "split", "skip_cases") if key in config}
+    options |= {} if is_joined else {"validation_cases": config["validation_cases"]}
     groups = []
-    for fold in config.get(ENSEMBLE_FOLDS, [config.get("fold")]):
-        folder = run / f"fold_{fold}" if ENSEMBLE_FOLDS in config else run
+    for fold in config[ENSEMBLE_FOLDS] if is_joined else [config["fold"]]:
+        folder = run / f"fold_{fold}" if is_joined else run
         predictor = Predictor(folder, device="cpu", probabilities=True, review=True, trust=True)
-        held_out = datalist(data, section="validation", fold=fold, **options)[:cases]
-        groups += [(predictor, held_out)] if ENSEMBLE_FOLDS in config else [(predictor, held_out[k::2]) for k in (0, 1)]
+        items = datalist(data, section="validation", fold=fold, **options)[:cases]
+        groups += [(predictor, part) for part in ([items] if is_joined else [items[::2], items[1::2]])]
     rows = [[row for item in items for row in measure_case(predictor, item)] for predictor, items in groups]
     facts: dict[str, Any] = {}
-    for item in datalist(data, section="all", **options):
+    for item in datalist(data, section="all" if is_joined else "training", fold=fold, **options):
         image = predictor.preprocessing({"image": item["image"]})["image"]
-        facts[item["name"]] = describe_case(image, read_reference(predictor, image, item), predictor.structures)
+        facts[str(item["name"])] = describe_case(image, read_reference(predictor, image, item), predictor.structures)
     found = []
     for own, (predictor, items) in enumerate(groups):
         others = [row for number, some in enumerate(rows) if number != own for row in some]
-        unseen = {item["name"] for _, some in groups for item in some} if ENSEMBLE_FOLDS not in config else set()
-        unseen |= {item["name"] for item in items}
+        unseen = {item["name"] for item in items}
         training = summarise_facts([some for name, some in facts.items() if name not in unseen])
         assert predictor.reviewer is not None
         predictor.reviewer.calibration = {**fit_reviews(others, list(predictor.structures)), "training": training}
         found += [one for item in items for one in review_case(predictor, item, pairs)]
-    return predictor, [item for _, items in groups for item in items], found
+    return [item for _, items in groups for item in items], found
 
 
 def main() -> None:
     """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="that the run was trained on")
-    parser.add_argument("--held-out", type=Path, metavar="DATA", help="cases to review with the run's own calibration")
-    parser.add_argument("--cases", type=int, help="only so many")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="that the run was trained on")
+    source.add_argument("--held-out", type=Path, metavar="DATA", help="cases to review with the run's own calibration")
+    parser.add_argument("--cases", type=int, help="only so many, of each fold")
     parser.add_argument("--name", help="of the results; default: the name of RUN")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config = read_json(given.run / "configs" / "evaluate.json")
-    found: list[dict[str, Any]] = []
     pairs: list[Pair] = []
     if given.held_out:
         predictor = Predictor(given.run, device="cpu", probabilities=True, review=True, trust=True)
         items = datalist(given.held_out, section="all")[: given.cases]
         found = [one for item in items for one in review_case(predictor, item, pairs)]
     else:
-        predictor, items, found = review_each_other(given.run, config, given.data, given.cases, pairs)
+        items, found = review_each_other(given.run, given.data, given.cases, pairs)
     rows = []
     for kind in [*dict.fromkeys(one["kind"] for one in found), "all"]:
         of = [one for one in found if kind in (one["kind"], "all")]
         true, expected = (np.array([one[key] for one in of]) for key in ("true", "expected_dice"))
         order = spearmanr([one["score"] for one in of], true)[0] if np.ptp(true) > 0 else float("nan")
         shares = ([one["low"] <= one["true"] <= one["high"] for one in of], [bool(one["flags"]) for one in of])
-        numbers = (f"{one:.2f}" for one in (true.mean(), expected.mean(), np.abs(true - expected).mean(), order))
-        rows.append([kind, *numbers, *(f"{100 * np.mean(share):.0f} %" for share in shares)])
+        means = (f"{one:.2f}" for one in (true.mean(), expected.mean(), np.abs(true - expected).mean(), order))
+        rows.append([kind, *means, *(f"{100 * np.mean(share):.0f} %" for share in shares)])
     print(table(HEAD, rows))
     is_low = np.array([one["true"] < LOW for one in found])
     auroc = area(np.array([one["score"] for one in found]), is_low)
-    texts = [f"AUROC of Dice < {LOW}: {auroc:.3f} ({is_low.sum()} of {len(found)})"]
     seconds = []
     for review in (False, True):
         plain = Predictor(given.run, device="cpu", review=review, trust=True)
@@ -161,19 +165,17 @@ def main() -> None:
         for item in items[:5]:
             plain.decide(item["image"])
         seconds.append((time.process_time() - begun) / 5)
-    texts.append(f"seconds per case: {seconds[0]:.2f} plain, {seconds[1]:.2f} with review")
     scores = []
     for number, (pred, ref) in enumerate(pairs):
         wrong = corrupted(ref, pairs[number - 1][1], number % 5) if number < 10 else ref
-        scores.append((*diagnose(pred, wrong, predictor.structures), number))
+        scores.append((*diagnose(pred, wrong, plain.structures), number))
     first = sorted(scores)[:15]
-    texts.append(
-        f"audit: {sum(number < 10 for *_, number in first)} of 10 wrong labels among the first 15 of {len(pairs)}"
-    )
-    texts.append(f"causes: { {number: cause for _, cause, number in first} }")
-    print("\n".join(texts))
+    numbers = {"auroc": auroc, "low": int(is_low.sum()), "images": len(found)}
+    numbers |= {"seconds": seconds[0], "seconds with review": seconds[1]}
+    numbers |= {"wrong labels among the first 15": sum(number < 10 for *_, number in first), "labels": len(pairs)}
+    print(numbers, {number: cause for _, cause, number in first})
     document = read_json(RESULTS / "review.json")
-    document[given.name or given.run.name] = {"rows": rows, "texts": texts, "machine": machine()}
+    document[given.name or given.run.name] = {"rows": rows, **numbers, "machine": machine()}
     write_json(RESULTS / "review.json", document)
 
 
