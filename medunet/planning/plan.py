@@ -88,7 +88,9 @@ def plan(
     flat_axis = _flat_axis(fingerprint, dims)
     is_flat = flat_axis is not None
     target = resolve_device(device)
-    budget = choose_budget(2 if is_flat else fingerprint.spatial_dims, cuda=target.type == "cuda", seconds=seconds)
+    available = memory or free_memory(target)
+    dims_of_budget = 2 if is_flat else fingerprint.spatial_dims
+    budget = choose_budget(dims_of_budget, cuda=target.type == "cuda", seconds=seconds, memory=available)
     grid = choose_grid(fingerprint, budget, flat=is_flat)
     budget = object_budget(budget, fingerprint, grid.factor)
     decisions = [*_data(dataset), choices.normalisation(fingerprint)]
@@ -103,7 +105,6 @@ def plan(
     decisions += instances(fingerprint, grid.factor) if dataset.instances else choices.loss(fingerprint, config["loss"])
 
     base = apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS})
-    available = memory or free_memory(target)
     n_cases = len(fingerprint.cases)
     choose = partial(choose_topology, grid.size, grid.spacing_mm, budget=budget, n_cases=n_cases, flat_axis=flat_axis)
     validated, usual = math.ceil(len(dataset.cases) / _folds(dataset)), config["steps_per_epoch"]

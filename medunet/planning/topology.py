@@ -21,7 +21,8 @@ BATCH_SHARE = 0.05  # a batch has at most this share of all voxels (nnU-Net), bu
 FEW_PATCHES = 4
 MAX_PATCHES = 12  # more patches make a step longer and hardly better
 MIN_CHANNELS = 8  # at the finest level; fewer do not fill the registers of a processor
-LONG_SECONDS = 2 * 3600  # from this time on a CPU trains more channels
+LONG_SECONDS = 2 * 3600  # from this time on a CPU trains more channels, and a large GPU larger patches
+GPU_BYTES, MAX_CARDS = 11e9, 4.0  # memory that `GPU_3D` is for, and most times that a larger one counts
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Budget:
 # with 40 x 56 x 40 patches and batch 4 a step takes a quarter of that with nnU-Net's 32 to 320 channels
 CPU_3D = Budget((16, 48, 96, 192, 256), 180_000, 360_000, 64, 2, "a CPU")
 CPU_3D_LONG = Budget((24, 64, 128, 256, 320), 262_144, 524_288, 64, math.inf, "a CPU and hours")
-# nnU-Net's channels, patch and batch for a GPU of 11 GB
+# nnU-Net's channels, patch and batch for a GPU of 11 GB; its presets for 24 and 40 GB have patches in proportion
 GPU_3D = Budget((32, 64, 128, 256, 320), 128**3, 2 * 128**3, 512, math.inf, "a GPU")
 # measured on the ISBI cells: 256 x 256, batch 4, 0.4 s per step on two cores with AMX
 CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf, "a CPU", min_edge=16)
@@ -58,13 +59,16 @@ CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf,
 GPU_2D = Budget((32, 64, 128, 256, 512), 512 * 512, 12 * 512 * 512, 512, math.inf, "a GPU", min_edge=16)
 
 
-def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None) -> Budget:
-    """Return the limits for a device and a time in seconds (None: no limit)."""
+def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None, memory: float = GPU_BYTES) -> Budget:
+    """Return the limits for a device, a time in seconds (None: no limit) and the free bytes of a GPU."""
     if spatial_dims == 2:
         return GPU_2D if cuda else CPU_2D
-    if cuda:
-        return GPU_3D
-    return CPU_3D_LONG if seconds is not None and seconds >= LONG_SECONDS else CPU_3D
+    is_long = seconds is not None and seconds >= LONG_SECONDS
+    if not cuda:
+        return CPU_3D_LONG if is_long else CPU_3D
+    factor = min(MAX_CARDS, max(1.0, memory / GPU_BYTES)) if is_long or seconds is None else 1.0
+    patch, batch = (int(factor * voxels) for voxels in (GPU_3D.patch_voxels, GPU_3D.batch_voxels))
+    return replace(GPU_3D, patch_voxels=patch, batch_voxels=batch)
 
 
 @dataclass(frozen=True)

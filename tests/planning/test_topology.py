@@ -22,6 +22,16 @@ def test_a_gpu_or_a_long_time_gives_wider_networks() -> None:
     assert gpu.patch_size == (128, 128, 128)
 
 
+def test_a_gpu_with_more_memory_gets_larger_patches_if_there_is_time() -> None:
+    whole = choose_budget(3, cuda=True)
+    assert choose_budget(3, cuda=True, memory=8e9) == whole
+    assert choose_budget(3, cuda=True, memory=22e9).patch_voxels == 2 * whole.patch_voxels
+    assert choose_budget(3, cuda=True, memory=140e9).batch_voxels == 4 * whole.batch_voxels
+    assert choose_budget(3, cuda=True, memory=140e9, seconds=1800) == whole
+    assert choose_budget(3, cuda=True, memory=140e9, seconds=36000).patch_voxels == 4 * whole.patch_voxels
+    assert choose_budget(3, cuda=False, memory=140e9) == choose_budget(3, cuda=False)
+
+
 def test_thick_slices_are_not_pooled_or_convolved_at_the_first_levels() -> None:
     chosen = choose_topology((320, 320, 30), (0.8, 0.8, 5.0), budget=CPU_3D, n_cases=30)
     assert chosen.strides[:2] == ((2, 2, 1), (2, 2, 1))
