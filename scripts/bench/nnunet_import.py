@@ -1,21 +1,24 @@
-"""Compare `nnUNetv2_predict` with `medunet predict` for one trained nnU-Net model: labels, time and memory.
+"""Compare `nnUNetv2_predict` with `medunet predict` for one trained nnU-Net model: labels, Dice, time and memory.
 
-    python -m scripts.bench.nnunet_import MODEL_FOLDER IMAGES --work FOLDER [--mirror] [--folds 0]
+    python -m scripts.bench.nnunet_import MODEL_FOLDER IMAGES --work FOLDER [--labels LABELS] [--mirror] [--folds 0]
 
-Both run as commands with the same threads, so loading and start are included. nnU-Net may be in another environment:
-`--nnunet-bin FOLDER` is the folder of its programs.
+Both run as commands, so loading and start are included; a second run with one image tells what each further image
+costs. nnU-Net always has as many threads as the machine has cores. Threads sleep while they wait, so that CPU seconds
+do not depend on other work on the machine. nnU-Net may be in another environment: `--nnunet-bin FOLDER` is the folder
+of its programs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,27 +27,34 @@ from medunet.io import read_volume
 from .measure import describe, machine, table, write_json
 
 
-def run(command: list[str], threads: int) -> tuple[float, float]:
-    """Run a command and return its seconds and the peak memory of its largest process in MB."""
+def run(command: Sequence[str], threads: int) -> dict[str, float]:
+    """Run a command and return its seconds, CPU seconds and the peak memory of its largest process in MB."""
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-    environment = {**os.environ, **dict.fromkeys(names, "."), "OMP_NUM_THREADS": str(threads), "nnUNet_compile": "f"}
+    environment = {**os.environ, **dict.fromkeys(names, "."), "nnUNet_compile": "f"}
+    environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - begun, usage.ru_maxrss / 1024
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"seconds": time.perf_counter() - begun, "CPU seconds": cpu, "peak MB": usage.ru_maxrss / 1024}
 
 
-def unlike(first: Path, second: Path) -> tuple[int, int]:
-    """Return the number of voxels with different labels, and of all voxels."""
-    different = total = 0
-    for file in sorted(first.iterdir()):
-        if (other := second / file.name).is_file():
-            labels = [read_volume(path).image.numpy() for path in (file, other)]
-            different += int(np.count_nonzero(labels[0] != labels[1]))
-            total += labels[0].size
-    return different, total
+def pairs(first: Path, second: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the label maps of the same names in two folders."""
+    names = sorted(path.name for path in first.iterdir() if (second / path.name).is_file())
+    return [(read_volume(first / name).image.numpy(), read_volume(second / name).image.numpy()) for name in names]
+
+
+def mean_dice(pred: Path, reference: Path, ignore: int | None) -> float:
+    """Return the mean Dice over the cases and the values of their references; ignored voxels do not count."""
+    dice = []
+    for ours, truth in pairs(pred, reference):
+        for value in set(np.unique(truth)) - {0, ignore}:
+            found, wanted = (ours == value) & (truth != ignore), truth == value
+            dice.append(2 * np.count_nonzero(found & wanted) / (np.count_nonzero(found) + np.count_nonzero(wanted)))
+    return float(np.mean(dice))
 
 
 def main() -> None:
@@ -52,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("images", type=Path)
+    parser.add_argument("--labels", type=Path, help="references of the images, for the Dice of both")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--folds", default="all")
     parser.add_argument("--mirror", action="store_true")
@@ -62,47 +73,40 @@ def main() -> None:
     given = parser.parse_args()
     shutil.rmtree(given.work, ignore_errors=True)
     given.work.mkdir(parents=True)
-    theirs, ours, bundle = (given.work / name for name in ("nnunet", "medunet", "bundle"))
-    medunet = [sys.executable, "-m", "medunet"]
+    bundle, single = given.work / "bundle", given.work / "single"
+    single.mkdir()
+    first = min(given.images.iterdir()).name[: -len("_0000.nii.gz")]
+    for path in given.images.iterdir():
+        if path.name.startswith(first):
+            shutil.copy(path, single)
     folds = [path.name[5:] for path in sorted(given.model.glob("fold_*"))]
     folds = folds if given.folds == "all" else given.folds.split(",")
-    rows: dict[str, Any] = {
-        "nnUNetv2_predict": run(
-            [
-                str(given.nnunet_bin / "nnUNetv2_predict_from_modelfolder"),
-                *("-i", str(given.images), "-o", str(theirs), "-m", str(given.model), "-f", *folds),
-                *("-npp", "1", "-nps", "1", "-device", "cpu", *([] if given.mirror else ["--disable_tta"])),
-            ],
-            given.threads,
-        ),
-        "medunet bundle import": run(
-            [
-                *medunet,
-                "bundle",
-                "import",
-                str(given.model),
-                "-o",
-                str(bundle),
-                "--folds",
-                given.folds,
-                "--any-trainer",
-            ],
-            given.threads,
-        ),
-        "medunet predict": run(
-            [
-                *(*medunet, "predict", str(bundle), str(given.images), "--output", str(ours), "--device", "cpu"),
-                *("--set", f"autocast_dtype={given.dtype}", *(["--tta", "mirror"] if given.mirror else [])),
-            ],
-            given.threads,
-        ),
-    }
-    different, total = unlike(ours, theirs)
-    print(table(["command", "seconds", "peak MB"], [[name, f"{s:.1f}", f"{mb:.0f}"] for name, (s, mb) in rows.items()]))
+    medunet, predict = [sys.executable, "-m", "medunet"], given.nnunet_bin / "nnUNetv2_predict_from_modelfolder"
+    theirs = [str(predict), "-m", str(given.model), "-f", *folds, "-npp", "1", "-nps", "1", "-device", "cpu"]
+    theirs += [] if given.mirror else ["--disable_tta"]
+    ours = ["--device", "cpu", "--set", f"autocast_dtype={given.dtype}", *(["--tta", "mirror"] if given.mirror else [])]
+    imported = [*medunet, "bundle", "import", str(given.model), "-o", str(bundle), "--folds", given.folds]
+    rows = {"medunet bundle import": run([*imported, "--any-trainer"], given.threads)}
+    for ending, images in (("", given.images), (", first image", single)):
+        outputs = [given.work / f"{system}{ending.replace(', ', '_')}" for system in ("nnunet", "medunet")]
+        words = [*theirs, "-i", str(images), "-o", str(outputs[0])]
+        rows[f"nnUNetv2_predict{ending}"] = run(words, given.threads)
+        words = [*medunet, "predict", str(bundle), str(images), "--output", str(outputs[1]), *ours]
+        rows[f"medunet predict{ending}"] = run(words, given.threads)
+    found = pairs(given.work / "medunet", given.work / "nnunet")
+    different = sum(int(np.count_nonzero(one != other)) for one, other in found)
+    total = sum(one.size for one, _ in found)
+    document = {"machine": machine(), "results": rows, "cases": len(found), "different": different, "voxels": total}
+    if given.labels is not None:
+        ignore = json.loads((given.model / "dataset.json").read_text())["labels"].get("ignore")
+        document["dice"] = {name: mean_dice(given.work / name, given.labels, ignore) for name in ("nnunet", "medunet")}
+    print(
+        table(["command", *rows[next(iter(rows))]], [[n, *(f"{v:.1f}" for v in r.values())] for n, r in rows.items()])
+    )
     print(f"\n{different} of {total} voxels differ: {1e5 * different / max(total, 1):.2f} per 100,000")
-    print(describe(where := machine()))
+    print(document.get("dice", ""), describe(machine()))
     if given.output is not None:
-        write_json(given.output, {"machine": where, "results": rows, "different": different, "voxels": total})
+        write_json(given.output, document)
 
 
 if __name__ == "__main__":
