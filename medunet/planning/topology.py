@@ -63,12 +63,10 @@ def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None
     """Return the limits for a device, a time in seconds (None: no limit) and the free bytes of a GPU."""
     if spatial_dims == 2:
         return GPU_2D if cuda else CPU_2D
-    is_long = seconds is not None and seconds >= LONG_SECONDS
     if not cuda:
-        return CPU_3D_LONG if is_long else CPU_3D
-    factor = min(MAX_CARDS, max(1.0, memory / GPU_BYTES)) if is_long or seconds is None else 1.0
-    patch, batch = (int(factor * voxels) for voxels in (GPU_3D.patch_voxels, GPU_3D.batch_voxels))
-    return replace(GPU_3D, patch_voxels=patch, batch_voxels=batch)
+        return CPU_3D_LONG if seconds is not None and seconds >= LONG_SECONDS else CPU_3D
+    factor = max(1, min(MAX_CARDS, memory / GPU_BYTES)) if seconds is None or seconds >= LONG_SECONDS else 1
+    return replace(GPU_3D, patch_voxels=int(factor * 128**3), batch_voxels=int(factor * 2 * 128**3))
 
 
 @dataclass(frozen=True)

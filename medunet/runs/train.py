@@ -34,6 +34,7 @@ from medunet.files import check_target, claim
 from medunet.io.options import ReadOptions
 from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt, instance_values
+from medunet.planning.choices import FLIP_AXES
 from medunet.prediction import Predictor
 from medunet.prediction.configuration import CALIBRATION
 from medunet.runs.card import write_results
@@ -184,7 +185,8 @@ def fit_bundle(
     folds = {**config, **changes}.get("folds", FOLDS)
     dataset = regroup(dataset, split, group_by, folds=folds, others=left_out)
     target = changes.get("instance_target") if dataset.instances else None
-    values = {**adapt(dataset, config), **(instance_values(target) if target else {}), **skipped, **changes}
+    views = {"tta_axes": changes[FLIP_AXES]} if FLIP_AXES in changes else {}  # predictions mirror as training does
+    values = {**adapt(dataset, config), **(instance_values(target) if target else {}), **views, **skipped, **changes}
     has_own_list = any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in values)
     ids = ("fold", "folds", "validation_cases", "skip_cases", "split")
     if not has_own_list and set(ids) <= config.keys():

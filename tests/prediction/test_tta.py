@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from commands import Capture, Medunet
 
+from medunet.bundle import find_bundle
 from medunet.cli.options import Views
+from medunet.config import read_json
 from medunet.errors import ConfigError
+from medunet.planning.choices import FLIP_AXES
 from medunet.prediction import PredictOptions, Predictor
 from medunet.prediction.options import TTA
+from medunet.runs.train import prepare_run
 from tests.support.small import untrained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -86,3 +90,10 @@ def test_predict_and_evaluate_have_the_option(
         dice.append([line for line in capsys.readouterr().out.splitlines() if "mean Dice" in line])
     assert dice[0] != dice[1]
     assert medunet(*words, "flips") == 2
+
+
+def test_a_run_mirrors_the_axes_that_its_training_mirrored(cells: Path, tmp_path: Path) -> None:
+    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "run", changes={FLIP_AXES: [1]}):
+        assert read_json(tmp_path / "run" / "configs" / "inference.json")["tta_axes"] == [1]
+    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "own", changes={FLIP_AXES: [1], "tta_axes": [0]}):
+        assert read_json(tmp_path / "own" / "configs" / "inference.json")["tta_axes"] == [0]
