@@ -57,12 +57,14 @@ def split(data: Path, work: Path, held_out: Sequence[str], frames: int | None = 
 
 
 def run_medunet(train: Path, test: Path, work: Path, *, minutes: float, sets: Sequence[str]) -> Path:
-    """Plan, train and predict with the commands of a user; return the folder of label maps."""
+    """Plan, train and predict with the commands of a user; return the folder of label maps. Rows share a plan."""
     words = [word for value in sets for word in ("--set", value)]
     program = [sys.executable, "-m", "medunet"]
+    bundle = work.parent / f"plan_{train.parent.name}_{minutes:g}min"
+    planned = [["plan", train, "--output", bundle, "--time", f"{minutes:g}min"]] if not bundle.exists() else []
     for command in (
-        ["plan", train, "--output", work / "bundle", "--time", f"{minutes}min"],
-        ["train", work / "bundle", "--data", train, "--output", work / "run", *words],
+        *planned,
+        ["train", bundle, "--data", train, "--output", work / "run", *words],
         ["predict", work / "run", test / "images", "--output", work / "pred", "--force"],
     ):
         subprocess.run([*program, *map(str, command)], check=True)
@@ -90,7 +92,6 @@ def main() -> None:
     parser.add_argument("--name", default="", help="row of the results, such as a variant of --set")
     options = parser.parse_args()
     file = RESULTS / "instances.json"
-    document = read_json(file)
     names = sorted(path.stem for path in (options.data / "images").iterdir())
     if options.question == "hela":
         held_out = [name for name in names if int("".join(filter(str.isdigit, name))[-3:]) >= FIRST_FRAME]
@@ -109,7 +110,7 @@ def main() -> None:
                 seconds = statistics.median(time_medunet(test, own, trained / "run"))
             else:
                 seconds = json.loads((trained / "seconds.json").read_text())["seconds"]
-            document.setdefault("speed", {})[row] = {"seconds": seconds, "machine": machine()}
+            result = {"seconds": seconds, "machine": machine()}
         else:
             begun = cpu_minutes()
             if system == "medunet":
@@ -121,7 +122,9 @@ def main() -> None:
             pooled = scores["objects"]["object"]["pooled"]
             means = {key: scores["classes"]["object"]["scores"][key]["mean"] for key in SCORES}
             result = {"minutes": options.minutes, "CPU minutes in all": minutes, "pooled": pooled, "means": means}
-            document.setdefault(options.question, {})[row] = {**result, "machine": machine()}
+            result["machine"] = machine()
+        document = read_json(file)  # again each time: another run may have added a row
+        document.setdefault(options.question, {})[row] = result
         write_json(file, document)
     if options.question == "speed":
         print(

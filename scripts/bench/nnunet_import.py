@@ -32,6 +32,7 @@ def run(command: Sequence[str], threads: int) -> dict[str, float]:
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     environment = {**os.environ, **dict.fromkeys(names, "."), "nnUNet_compile": "f"}
     environment |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment.setdefault("nnUNet_extTrainer", str(Path(__file__).parent / "nnunet_trainer"))
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
