@@ -17,7 +17,7 @@ from scripts.bench import measure
 from scripts.bench.inference import restore
 
 ROOT = Path(__file__).parents[1]
-OTHER_PROGRAMS = {"training_systems", "timed_trainer"}  # need nnU-Net, in the extra `bench`
+OTHER_PROGRAMS = {"training_systems", "timed_trainer", "short_trainer"}  # need nnU-Net, in the extra `bench`
 
 
 def test_every_benchmark_can_be_imported() -> None:

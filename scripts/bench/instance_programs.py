@@ -94,8 +94,8 @@ def cellpose(images: Images, labels: Images, work: Path, minutes: float) -> tupl
         file = train_seg(model.net, images, flows, n_epochs=steps, model_name="cellpose", **options)[0]
         return model, file, (time.process_time() - begun) / 60
 
-    few, more = train(2)[2], train(8)[2]  # the difference is free of the preparation
-    step = (more - few) / 6
+    few, more = train(5)[2], train(45)[2]  # the difference is free of the preparation
+    step = (more - few) / 40
     steps = int((minutes - few) / step)
     print("steps", steps, "of CPU seconds", 60 * step, flush=True)
     _, file, used = train(steps)

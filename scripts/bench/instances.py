@@ -6,9 +6,10 @@
 
 `nuclei` holds out every fifth image in the order of a permutation with seed 0, `hela` the frames 63 to 83. StarDist and
 Cellpose need NumPy below 2.1 and about 2 GB, so they run in an environment of their own (`pip install stardist
-tensorflow-cpu 'cellpose<4'`), which --python names; `instance_programs` trains them. `speed` times runs that `nuclei`
-has trained. Times are CPU times of one thread (set OMP_NUM_THREADS=1), so that the machine may have other work. Only
-medunet's plan counts minutes by the clock. Results go to scripts/results/instances.json and are printed as a table.
+tensorflow-cpu 'cellpose<4'`), which --python names; `instance_programs` trains them. `speed` times the model `nuclei`
+that comes with medunet, and the others as `nuclei` has trained them. Times are CPU times of one thread (set
+OMP_NUM_THREADS=1), so that the machine may have other work. Only medunet's plan counts minutes by the clock. Results go
+to scripts/results/instances.json and are printed as a table.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from medunet.config import parse_settings
 from medunet.runs import evaluate_folders
 
 from .measure import RESULTS, describe, machine, read_json, table, write_json
@@ -85,7 +88,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--frames", type=int, help="of hela: train on so many frames")
-    parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="of medunet's training")
+    parser.add_argument("--set", action="append", default=[], metavar="ID=VALUE", help="of medunet")
     parser.add_argument("--python", default=sys.executable, help="interpreter with StarDist and Cellpose")
     parser.add_argument("--only", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--work", type=Path, default=Path("runs/instances"))
@@ -105,11 +108,11 @@ def main() -> None:
         own = work / row.replace(" ", "_")
         own.mkdir(parents=True, exist_ok=True)
         if options.question == "speed":
-            trained = work.parent / "nuclei" / system
             if system == "medunet":
-                seconds = statistics.median(time_medunet(test, own, trained / "run"))
+                changes = parse_settings(options.set)
+                seconds = statistics.median(time_medunet(test, own, changes))
             else:
-                seconds = json.loads((trained / "seconds.json").read_text())["seconds"]
+                seconds = json.loads((work.parent / "nuclei" / system / "seconds.json").read_text())["seconds"]
             result = {"seconds": seconds, "machine": machine()}
         else:
             begun = cpu_minutes()
@@ -148,7 +151,7 @@ def cpu_minutes() -> float:
     return (used.ru_utime + used.ru_stime) / 60
 
 
-def time_medunet(test: Path, work: Path, run: Path) -> list[float]:
+def time_medunet(test: Path, work: Path, changes: dict[str, Any]) -> list[float]:
     """Return the seconds from a file of `SIZE` x `SIZE` pixels to the file with its numbered objects."""
     from medunet.io import read_volume, write_volume  # noqa: PLC0415
     from medunet.prediction import Predictor  # noqa: PLC0415
@@ -157,7 +160,7 @@ def time_medunet(test: Path, work: Path, run: Path) -> list[float]:
     side = -(-SIZE // min(image.shape[1:]))
     large = np.tile(image, (1, side, side))[:, :SIZE, :SIZE].astype(np.uint8)
     files = [write_volume(one, work / f"large_{number}.png") for number, one in enumerate(large)]
-    predictor = Predictor(run, output_dir=work / "pred", overwrite=True)
+    predictor = Predictor("nuclei", output_dir=work / "pred", overwrite=True, overrides=changes)
     times = []
     for _ in range(REPEATS + 1):
         shutil.rmtree(work / "pred", ignore_errors=True)
