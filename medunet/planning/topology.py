@@ -51,7 +51,7 @@ class Budget:
 # with 40 x 56 x 40 patches and batch 4 a step takes a quarter of that with nnU-Net's 32 to 320 channels
 CPU_3D = Budget((16, 48, 96, 192, 256), 180_000, 360_000, 64, 2, "a CPU")
 CPU_3D_LONG = Budget((24, 64, 128, 256, 320), 262_144, 524_288, 64, math.inf, "a CPU and hours")
-# nnU-Net's channels, patch and batch for a GPU of 11 GB; its presets for 24 and 40 GB have patches in proportion
+# nnU-Net's channels, patch and batch for a GPU of 11 GB
 GPU_3D = Budget((32, 64, 128, 256, 320), 128**3, 2 * 128**3, 512, math.inf, "a GPU")
 # measured on the ISBI cells: 256 x 256, batch 4, 0.4 s per step on two cores with AMX
 CPU_2D = Budget((32, 64, 128, 256, 512), 256 * 256, 4 * 256 * 256, 64, math.inf, "a CPU", min_edge=16)
@@ -66,7 +66,8 @@ def choose_budget(spatial_dims: int, *, cuda: bool, seconds: float | None = None
     if not cuda:
         return CPU_3D_LONG if seconds is not None and seconds >= LONG_SECONDS else CPU_3D
     factor = max(1, min(MAX_CARDS, memory / GPU_BYTES)) if seconds is None or seconds >= LONG_SECONDS else 1
-    return replace(GPU_3D, patch_voxels=int(factor * 128**3), batch_voxels=int(factor * 2 * 128**3))
+    patch, batch = int(factor * GPU_3D.patch_voxels), int(factor * GPU_3D.batch_voxels)
+    return replace(GPU_3D, patch_voxels=patch, batch_voxels=batch)
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def fit_bundle(
         remedy = "pass the bundle that its folds were trained from"
         raise ConfigError("an ensemble of folds cannot be trained", file=bundle, remedy=remedy)
     config = read_own(bundle, "train")
-    changes = dict(changes or {})
+    changes = {id_.replace("#", SEPARATOR): value for id_, value in (changes or {}).items()}
     problems: list[MedunetError] = []
     is_instances = {**config, **changes}.get("instances", False)
     options: dict[str, Any] = {"instances": is_instances, "read": ReadOptions.of_config({**config, **changes})}
@@ -187,9 +187,8 @@ def fit_bundle(
     target = changes.get("instance_target") if dataset.instances else None
     views = {"tta_axes": changes[FLIP_AXES]} if FLIP_AXES in changes else {}  # predictions mirror as training does
     values = {**adapt(dataset, config), **(instance_values(target) if target else {}), **views, **skipped, **changes}
-    has_own_list = any(id_.replace("#", SEPARATOR) == "train::dataset::data" for id_ in values)
     ids = ("fold", "folds", "validation_cases", "skip_cases", "split")
-    if not has_own_list and set(ids) <= config.keys():
+    if "train::dataset::data" not in values and set(ids) <= config.keys():
         values |= fit_split(dataset, config, values, changes, output=output, others=left_out)
         merged = {**config, **values}
         for finding in likely_groups(dataset.cases, merged["split"] or [merged["validation_cases"]]):

@@ -109,8 +109,7 @@ def main() -> None:
         own.mkdir(parents=True, exist_ok=True)
         if options.question == "speed":
             if system == "medunet":
-                changes = parse_settings(options.set)
-                seconds = statistics.median(time_medunet(test, own, changes))
+                seconds = statistics.median(time_medunet(test, own, parse_settings(options.set)))
             else:
                 seconds = json.loads((work.parent / "nuclei" / system / "seconds.json").read_text())["seconds"]
             result = {"seconds": seconds, "machine": machine()}
@@ -152,7 +151,7 @@ def cpu_minutes() -> float:
 
 
 def time_medunet(test: Path, work: Path, changes: dict[str, Any]) -> list[float]:
-    """Return the seconds from a file of `SIZE` x `SIZE` pixels to the file with its numbered objects."""
+    """Return the seconds of `nuclei` from a file of `SIZE` x `SIZE` pixels to the file with its numbered objects."""
     from medunet.io import read_volume, write_volume  # noqa: PLC0415
     from medunet.prediction import Predictor  # noqa: PLC0415
 

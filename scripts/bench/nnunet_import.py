@@ -76,10 +76,9 @@ def main() -> None:
     given.work.mkdir(parents=True)
     bundle, single = given.work / "bundle", given.work / "single"
     single.mkdir()
-    first = min(given.images.iterdir()).name[: -len("_0000.nii.gz")]
-    for path in given.images.iterdir():
-        if path.name.startswith(first):
-            shutil.copy(path, single)
+    case, _, ending = min(given.images.iterdir()).name.rpartition("_")
+    for path in given.images.glob(f"{case}_{'?' * len(ending)}"):  # all its channels
+        shutil.copy(path, single)
     folds = [path.name[5:] for path in sorted(given.model.glob("fold_*"))]
     folds = folds if given.folds == "all" else given.folds.split(",")
     medunet, predict = [sys.executable, "-m", "medunet"], given.nnunet_bin / "nnUNetv2_predict_from_modelfolder"
@@ -101,9 +100,8 @@ def main() -> None:
     if given.labels is not None:
         ignore = json.loads((given.model / "dataset.json").read_text())["labels"].get("ignore")
         document["dice"] = {name: mean_dice(given.work / name, given.labels, ignore) for name in ("nnunet", "medunet")}
-    print(
-        table(["command", *rows[next(iter(rows))]], [[n, *(f"{v:.1f}" for v in r.values())] for n, r in rows.items()])
-    )
+    units = rows["medunet predict"]
+    print(table(["command", *units], [[name, *(f"{row[unit]:.1f}" for unit in units)] for name, row in rows.items()]))
     print(f"\n{different} of {total} voxels differ: {1e5 * different / max(total, 1):.2f} per 100,000")
     print(document.get("dice", ""), describe(machine()))
     if given.output is not None:

@@ -1,9 +1,9 @@
-"""Train six models with nnU-Net v2 itself, for some minutes each, and compare its predictions with those of medunet.
+"""Train five models with nnU-Net v2 itself, for some minutes each, and compare its predictions with those of medunet.
 
     python -m scripts.bench.nnunet_models --data DATA --work FOLDER --nnunet-bin BIN [--only NAME ...]
 
-DATA has `Task04_Hippocampus`, `ISBI2012_EM` and `STS_GTV_CT`; BIN has the programs of nnU-Net 2.8, which may be in
-another environment. nnU-Net makes fingerprint and plan; of the plan, only the channels (a quarter) and the size of a
+DATA has `Task04_Hippocampus` and `ISBI2012_EM`; BIN has the programs of nnU-Net 2.8, which may be in another
+environment. nnU-Net makes fingerprint and plan; of the plan, only the channels (a quarter) and the size of a
 batch (2) change, so that a step takes about a second on a CPU. Then nnU-Net trains fold 0 for 300 steps with AdamW, and
 `scripts.bench.nnunet_import` compares both programs on cases that training had not seen, without and with mirroring.
 Results go to scripts/results/nnunet_models.json.
@@ -28,7 +28,7 @@ from .measure import RESULTS, describe, machine, read_json, table, write_json
 
 Change = Callable[[sitk.Image, bool], sitk.Image]
 TRAINER = "nnUNetTrainerShort"
-CHANNELS = {"MR": ".nii.gz", "CT": ".nii.gz", "EM": ".png"}
+ENDINGS = {"MR": ".nii.gz", "EM": ".png"}
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,13 @@ MODELS = {
         "Task04_Hippocampus", "MR", REGIONS, 60, 20, regions=(1, 2), change=ignore_an_end
     ),
     "hippocampus, slices of 4 mm": Model("Task04_Hippocampus", "MR", HIPPOCAMPUS, 60, 20, change=every_fourth_slice),
-    "sarcoma CT": Model("STS_GTV_CT", "CT", {"background": 0, "sarcoma": 1}, 10, 4),
     "EM, 2d": Model("ISBI2012_EM", "EM", {"background": 0, "membrane": 1}, 16, 4, configuration="2d", change=membranes),
 }
 
 
 def write_raw(model: Model, source: Path, raw: Path, tests: Path) -> None:
     """Write nnU-Net's raw folder, and the images and labels of the cases that training does not see."""
-    ending = CHANNELS[model.modality]
+    ending = ENDINGS[model.modality]
     files = sorted((source / "imagesTr").iterdir())[: model.train + model.test]
     for number, file in enumerate(files):
         unseen = number >= model.train
@@ -138,9 +137,8 @@ def train(model: Model, number: int, source: Path, work: Path, *, programs: Path
     arguments = planned["architecture"]["arch_kwargs"]
     arguments["features_per_stage"] = [count // 4 for count in arguments["features_per_stage"]]
     file.write_text(json.dumps(plans))
-    words = (str(number), model.configuration)
-    run("nnUNetv2_preprocess", "-d", words[0], "-c", words[1], "-np", "1", "-plans_name", model.plans)
-    run("nnUNetv2_train", *words, "0", "-tr", TRAINER, "-p", model.plans, "-device", "cpu")
+    run("nnUNetv2_preprocess", "-d", str(number), "-c", model.configuration, "-np", "1", "-plans_name", model.plans)
+    run("nnUNetv2_train", str(number), model.configuration, "0", "-tr", TRAINER, "-p", model.plans, "-device", "cpu")
     return trained
 
 

@@ -86,6 +86,18 @@ def test_images_are_planned_with_the_size_after_cropping(channel: str, make_data
     assert config["steps"]["crop_body"]["margin"] == choices.BODY_MARGIN
 
 
+def test_the_limits_of_a_step_follow_the_memory(make_data: DataMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        given.append(options)
+        return choose_budget(*args, **options)
+
+    monkeypatch.setattr(sys.modules["medunet.planning.plan"], "choose_budget", spy)
+    plan_for(make_data(channels=["MR"]), memory=5 * GB)
+    assert given == [{"cuda": False, "seconds": None, "memory": 5 * GB}]
+
+
 def test_ct_is_clipped_and_scaled_by_the_foreground(make_data: DataMaker) -> None:
     chosen = plan_for(make_data(channels=["CT"], low=-1000, high=400))
     channel, normalise = chosen.fingerprint.channels[0], chosen.values["steps::normalize"]

@@ -92,8 +92,9 @@ def test_predict_and_evaluate_have_the_option(
     assert medunet(*words, "flips") == 2
 
 
-def test_a_run_mirrors_the_axes_that_its_training_mirrored(cells: Path, tmp_path: Path) -> None:
-    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "run", changes={FLIP_AXES: [1]}):
+@pytest.mark.parametrize("id_", [FLIP_AXES, FLIP_AXES.replace("::", "#")])
+def test_a_run_mirrors_the_axes_that_its_training_mirrored(id_: str, cells: Path, tmp_path: Path) -> None:
+    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "run", changes={id_: [1]}):
         assert read_json(tmp_path / "run" / "configs" / "inference.json")["tta_axes"] == [1]
-    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "own", changes={FLIP_AXES: [1], "tta_axes": [0]}):
+    with prepare_run(find_bundle("unet_2d"), cells, tmp_path / "own", changes={id_: [1], "tta_axes": [0]}):
         assert read_json(tmp_path / "own" / "configs" / "inference.json")["tta_axes"] == [0]
