@@ -142,7 +142,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the units and add the shortcut."""
         y = self.units(x)
-        return self.act(y + self.shortcut(centre_crop(self.pool(x), y)))
+        if not isinstance(self.pool, nn.Identity):  # on a CPU, PyTorch averages volumes in float32 only
+            x = self.pool(x.float()).to(x.dtype)
+        return self.act(y + self.shortcut(centre_crop(x, y)))
 
 
 class DecoderLevel(nn.Module):

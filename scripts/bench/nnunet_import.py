@@ -3,9 +3,9 @@
     python -m scripts.bench.nnunet_import MODEL_FOLDER IMAGES --work FOLDER [--labels LABELS] [--mirror] [--folds 0]
 
 Both run as commands, so loading and start are included; a second run with one image tells what each further image
-costs. nnU-Net always has as many threads as the machine has cores. Threads sleep while they wait, so that CPU seconds
-do not depend on other work on the machine. nnU-Net may be in another environment: `--nnunet-bin FOLDER` is the folder
-of its programs.
+costs. medunet predicts in float32, as nnU-Net does, and once more in the format that it takes by default. nnU-Net
+always has as many threads as the machine has cores. Threads sleep while they wait, so that CPU seconds do not depend on
+other work on the machine. nnU-Net may be in another environment: `--nnunet-bin FOLDER` is the folder of its programs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 from medunet.io import read_volume
 
 from .measure import describe, machine, table, write_json
+
+FORMATS = {"medunet": ("--set", "autocast_dtype=float32"), "medunet default": ()}
 
 
 def run(command: Sequence[str], threads: int) -> dict[str, float]:
@@ -68,7 +70,6 @@ def main() -> None:
     parser.add_argument("--folds", default="all")
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--dtype", default="float32", help="number format of medunet, or auto")
     parser.add_argument("--nnunet-bin", type=Path, default=Path(sys.executable).parent)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     given = parser.parse_args()
@@ -84,22 +85,25 @@ def main() -> None:
     medunet, predict = [sys.executable, "-m", "medunet"], given.nnunet_bin / "nnUNetv2_predict_from_modelfolder"
     theirs = [str(predict), "-m", str(given.model), "-f", *folds, "-npp", "1", "-nps", "1", "-device", "cpu"]
     theirs += [] if given.mirror else ["--disable_tta"]
-    ours = ["--device", "cpu", "--set", f"autocast_dtype={given.dtype}", *(["--tta", "mirror"] if given.mirror else [])]
+    ours = ["--device", "cpu", *(["--tta", "mirror"] if given.mirror else [])]
     imported = [*medunet, "bundle", "import", str(given.model), "-o", str(bundle), "--folds", given.folds]
     rows = {"medunet bundle import": run([*imported, "--any-trainer"], given.threads)}
-    for ending, images in (("", given.images), (", first image", single)):
-        outputs = [given.work / f"{system}{ending.replace(', ', '_')}" for system in ("nnunet", "medunet")]
-        words = [*theirs, "-i", str(images), "-o", str(outputs[0])]
+    several = len(list(given.images.iterdir())) > len(list(single.iterdir()))
+    for ending, images in (("", given.images), *([(", first image", single)] if several else [])):
+        outputs = {name: given.work / f"{name}{ending.replace(', ', '_')}" for name in ("nnunet", *FORMATS)}
+        words = [*theirs, "-i", str(images), "-o", str(outputs["nnunet"])]
         rows[f"nnUNetv2_predict{ending}"] = run(words, given.threads)
-        words = [*medunet, "predict", str(bundle), str(images), "--output", str(outputs[1]), *ours]
-        rows[f"medunet predict{ending}"] = run(words, given.threads)
+        for name, changes in FORMATS.items():
+            words = [*medunet, "predict", str(bundle), str(images), "--output", str(outputs[name]), *ours, *changes]
+            rows[f"{name} predict{ending}"] = run(words, given.threads)
     found = pairs(given.work / "medunet", given.work / "nnunet")
     different = sum(int(np.count_nonzero(one != other)) for one, other in found)
     total = sum(one.size for one, _ in found)
     document = {"machine": machine(), "results": rows, "cases": len(found), "different": different, "voxels": total}
     if given.labels is not None:
         ignore = json.loads((given.model / "dataset.json").read_text())["labels"].get("ignore")
-        document["dice"] = {name: mean_dice(given.work / name, given.labels, ignore) for name in ("nnunet", "medunet")}
+        folders = ("nnunet", *FORMATS)
+        document["dice"] = {name: mean_dice(given.work / name, given.labels, ignore) for name in folders}
     units = rows["medunet predict"]
     print(table(["command", *units], [[name, *(f"{row[unit]:.1f}" for unit in units)] for name, row in rows.items()]))
     print(f"\n{different} of {total} voxels differ: {1e5 * different / max(total, 1):.2f} per 100,000")

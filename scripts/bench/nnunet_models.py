@@ -1,11 +1,12 @@
-"""Train five models with nnU-Net v2 itself, for some minutes each, and compare its predictions with those of medunet.
+"""Train six models with nnU-Net v2 itself, for some minutes each, and compare its predictions with those of medunet.
 
     python -m scripts.bench.nnunet_models --data DATA --work FOLDER --nnunet-bin BIN [--only NAME ...]
 
-DATA has `Task04_Hippocampus` and `ISBI2012_EM`; BIN has the programs of nnU-Net 2.8, which may be in another
-environment. nnU-Net makes fingerprint and plan; of the plan, only the channels (a quarter) and the size of a
+DATA has `Task04_Hippocampus`, `ISBI2012_EM` and `STS_GTV_CT`; BIN has the programs of nnU-Net 2.8, which may be in
+another environment. nnU-Net makes fingerprint and plan; of the plan, only the channels (a quarter) and the size of a
 batch (2) change, so that a step takes about a second on a CPU. Then nnU-Net trains fold 0 for 300 steps with AdamW, and
 `scripts.bench.nnunet_import` compares both programs on cases that training had not seen, without and with mirroring.
+The last row is the model of sarcomas with 14 classes, whose last layer is random, on a volume of 512 x 512 x 300.
 Results go to scripts/results/nnunet_models.json.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 from .measure import RESULTS, describe, machine, read_json, table, write_json
 
 Change = Callable[[sitk.Image, bool], sitk.Image]
 TRAINER = "nnUNetTrainerShort"
-ENDINGS = {"MR": ".nii.gz", "EM": ".png"}
+CLASSES, LARGE = 14, (512, 512, 300)
+ENDINGS = {"MR": ".nii.gz", "CT": ".nii.gz", "EM": ".png"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,10 @@ MODELS = {
         "Task04_Hippocampus", "MR", REGIONS, 60, 20, regions=(1, 2), change=ignore_an_end
     ),
     "hippocampus, slices of 4 mm": Model("Task04_Hippocampus", "MR", HIPPOCAMPUS, 60, 20, change=every_fourth_slice),
-    "EM, 2d": Model("ISBI2012_EM", "EM", {"background": 0, "membrane": 1}, 16, 4, configuration="2d", change=membranes),
+    "EM, 2d": Model(
+        "ISBI2012_EM", "EM", {"background": 0, "membrane": 1}, 10, 10, configuration="2d", change=membranes
+    ),
+    "sarcoma CT": Model("STS_GTV_CT", "CT", {"background": 0, "sarcoma": 1}, 10, 4),
 }
 
 
@@ -142,6 +149,46 @@ def train(model: Model, number: int, source: Path, work: Path, *, programs: Path
     return trained
 
 
+def with_many_classes(trained: Path, folder: Path) -> Path:
+    """Return a copy of a trained model whose last layers have `CLASSES` channels with random weights."""
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    generator = torch.Generator().manual_seed(0)
+    for name, values in checkpoint["network_weights"].items():
+        if ".seg_layers." in name:
+            shape = (CLASSES, *values.shape[1:])
+            checkpoint["network_weights"][name] = torch.randn(shape, generator=generator)
+    torch.save(checkpoint, file)
+    document = json.loads((folder / "dataset.json").read_text())
+    document["labels"] = {"background": 0, **{f"class {value}": value for value in range(1, CLASSES)}}
+    (folder / "dataset.json").write_text(json.dumps(document))
+    return folder
+
+
+def write_large(source: Path, folder: Path) -> None:
+    """Write a volume of `LARGE` voxels, 0.8 x 0.8 x 1 mm each, from a smaller one."""
+    folder.mkdir(exist_ok=True)
+    image = sitk.ReadImage(str(source))
+    image.SetSpacing([0.8 * 512 / image.GetWidth(), 0.8 * 512 / image.GetHeight(), 300 / image.GetDepth()])
+    grid = sitk.Image(LARGE, image.GetPixelID())
+    grid.SetOrigin(image.GetOrigin())
+    grid.SetDirection(image.GetDirection())
+    grid.SetSpacing((0.8, 0.8, 1.0))
+    values = sitk.Resample(
+        image, grid, sitk.Transform(), sitk.sitkLinear, float(np.min(sitk.GetArrayViewFromImage(image)))
+    )
+    sitk.WriteImage(values, str(folder / "large_0000.nii.gz"))
+
+
+def compare(trained: Path, images: Path, output: Path, *, bin_folder: Path, labels: Path | None, mirror: bool) -> Any:
+    """Compare both programs; return the document of `scripts.bench.nnunet_import`."""
+    words = [trained, images, "--folds", "0", "--work", output.parent / "compare", "--nnunet-bin", bin_folder]
+    words += ["--output", output, *(["--mirror"] if mirror else []), *(["--labels", labels] if labels else [])]
+    subprocess.run([sys.executable, "-m", "scripts.bench.nnunet_import", *map(str, words)], check=True)
+    return json.loads(output.read_text())
+
+
 def main() -> None:
     """Train and compare what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,30 +198,41 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
     given = parser.parse_args()
     file = RESULTS / "nnunet_models.json"
+
+    def keep(row: str, result: Any) -> None:
+        document = read_json(file)
+        document.setdefault("models", {})[row] = result
+        write_json(file, {**document, "machine": machine()})
+
     for number, (name, model) in enumerate(MODELS.items(), start=1):
         if name not in given.only:
             continue
         work = given.work.resolve() / f"model_{number}"
         trained = train(model, number, given.data / model.data, work, programs=given.nnunet_bin)
+        images, labels = work / "tests" / "images", work / "tests" / "labels"
         for mirror in (False, True):
             output = work / f"compared_{mirror}.json"
-            words = [trained, work / "tests" / "images", "--labels", work / "tests" / "labels", "--folds", "0"]
-            words += ["--work", work / "compare", "--nnunet-bin", given.nnunet_bin]
-            words += ["--output", output, *(["--mirror"] if mirror else [])]
-            command = [sys.executable, "-m", "scripts.bench.nnunet_import", *map(str, words)]
-            subprocess.run(command, check=True)
-            document = read_json(file)
-            row = name + (", mirrored" if mirror else "")
-            document.setdefault("models", {})[row] = json.loads(output.read_text())
-            write_json(file, {**document, "machine": machine()})
+            result = compare(trained, images, output, bin_folder=given.nnunet_bin, labels=labels, mirror=mirror)
+            keep(name + (", mirrored" if mirror else ""), result)
+        if model.modality == "CT":
+            many = with_many_classes(trained, work / "many")
+            write_large(min(images.iterdir()), work / "large")
+            output = work / "compared_large.json"
+            result = compare(many, work / "large", output, bin_folder=given.nnunet_bin, labels=None, mirror=False)
+            keep(f"{CLASSES} classes, {' x '.join(map(str, LARGE))}", result)
     rows = []
     for name, one in read_json(file)["models"].items():
-        theirs, ours = one["results"]["nnUNetv2_predict"], one["results"]["medunet predict"]
-        dice = ", ".join(f"{one['dice'][key]:.4f}" for key in ("nnunet", "medunet"))
-        cpu = f"{theirs['CPU seconds']:.1f}, {ours['CPU seconds']:.1f}"
-        memory = f"{theirs['peak MB']:.0f}, {ours['peak MB']:.0f}"
-        rows.append([name, str(one["cases"]), f"{one['different']} of {one['voxels']}", dice, cpu, memory])
-    columns = ("model", "cases", "voxels that differ", "Dice", "CPU seconds", "peak MB")
+        commands = ("nnUNetv2_predict", "medunet predict", "medunet default predict")
+        dice = ", ".join(f"{value:.4f}" for value in one.get("dice", {}).values())
+        both = [(one["results"][command], one["results"].get(f"{command}, first image")) for command in commands]
+        cpu = [(all_of["CPU seconds"], first and first["CPU seconds"]) for all_of, first in both]
+        each = ", ".join(f"{(all_of - first) / (one['cases'] - 1):.2f}" for all_of, first in cpu if first)
+        whole = ", ".join(f"{all_of:.1f}" for all_of, _ in cpu)
+        memory = ", ".join(f"{all_of['peak MB']:.0f}" for all_of, _ in both)
+        differ = f"{one['different']} of {one['voxels']}"
+        rows.append([name, str(one["cases"]), differ, dice, whole, each, memory])
+    print("Of nnU-Net, of medunet in float32, of medunet in its default format:")
+    columns = ("model", "cases", "voxels that differ", "Dice", "CPU seconds", "of each further image", "peak MB")
     print(table(list(columns), rows))
     print(describe(machine()))
 

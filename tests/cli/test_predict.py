@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,14 @@ def test_after_ctrl_c_the_number_of_results_and_how_to_continue_are_printed(
     error = capsys.readouterr().err
     assert "1 of 3 written" in error
     assert "--skip-existing" in error
+
+
+def test_the_command_starts_without_the_packages_of_training_and_pictures(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    program = "import sys\nfrom medunet.cli.app import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", program, "predict", run, images, "-o", tmp_path / "out"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+    imported = set(done.stderr.split())
+    assert "monai" in imported and not {"matplotlib", "mlflow", "pandas", "sklearn"} & imported

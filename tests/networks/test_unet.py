@@ -117,6 +117,17 @@ def test_tiles_of_a_network_with_strided_convolutions_reproduce_the_whole_image(
     assert torch.allclose(whole, tiled, atol=1e-4)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_residual_encoder_runs_in_the_half_formats_of_a_cpu(spatial_dims):
+    net = UNet(spatial_dims, 1, 2, [4, 8, 16], downsample="strided", block="residual_encoder").eval()
+    image = torch.rand(1, 1, *[16] * spatial_dims)
+    with torch.inference_mode():
+        exact = net(image)
+        half = net.bfloat16()(image.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.float(), exact, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
