@@ -4,7 +4,7 @@ import sys
 from importlib.machinery import PathFinder
 from typing import Any
 
-HIDDEN = {"SimpleITK", "itk", "mlflow", "highdicom"}
+HIDDEN = {"SimpleITK", "itk", "mlflow", "highdicom", "pandas", "sklearn"}
 
 
 class Hide(PathFinder):
