@@ -223,11 +223,10 @@ def _import_monai() -> None:
     """Import MONAI without what only its training and pictures need: predictions start sooner, in less memory."""
     absent = {"matplotlib", "mlflow", "pandas", "sklearn"} - sys.modules.keys()
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: not installed
-    try:
-        import monai  # noqa: F401
-    finally:
-        for name in absent:
-            del sys.modules[name]
+    import monai  # noqa: F401
+
+    for name in absent:
+        del sys.modules[name]
 
 
 def _write_tables(output: Path, results: Sequence[Prediction], structures: Any, below: float | None) -> int:

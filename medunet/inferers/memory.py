@@ -127,9 +127,7 @@ class _Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.living = 0
-        self.peak = 0
-        self.largest = 0
+        self.living = self.peak = self.largest = 0
 
     def _release(self, size: int) -> None:
         self.living -= size

@@ -68,16 +68,12 @@ class DiceCELoss(nn.Module):
             ConfigError: shapes or class weights that do not match.
         """
         loss: torch.Tensor = self.lambda_ce * self.cross_entropy(logits, target, weight)
-        if self.lambda_dice:
-            loss = loss + self.lambda_dice * self._dice_loss(logits, target)
-        return loss
+        return loss + self.lambda_dice * self._dice_loss(logits, target) if self.lambda_dice else loss
 
     def _dice_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         indices, _ = align_targets(logits, target, None, center_crop=self.center_crop)
-        if logits.shape[1] == 1:
-            probabilities = torch.cat([torch.sigmoid(-logits.float()), torch.sigmoid(logits.float())], dim=1)
-        else:
-            probabilities = torch.softmax(logits.float(), dim=1)
+        values = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+        probabilities = torch.softmax(values.float(), dim=1)
         ignored = None if self.ignore_index is None else indices == self.ignore_index
         if ignored is not None:
             indices = indices.masked_fill(ignored, 0)

@@ -76,9 +76,7 @@ class RegionDiceCELoss(nn.Module):
         regions = [reduce(torch.logical_or, (indices == one for one in region)) for region in self.regions]
         masks = torch.stack(regions, dim=1).float()
         values = logits.float()
-        counted = torch.ones_like(indices, dtype=torch.float32)
-        if self.ignore_index is not None:
-            counted = (indices != self.ignore_index).float()
+        counted = (indices != (-1 if self.ignore_index is None else self.ignore_index)).float()
         share = counted if weights is None else counted * weights
         errors = F.binary_cross_entropy_with_logits(values, masks, reduction="none").mean(dim=1)
         loss: torch.Tensor = self.lambda_ce * (share * errors).sum() / counted.sum().clamp_min(1)

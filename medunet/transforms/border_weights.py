@@ -165,13 +165,9 @@ class BorderWeightMapd(MapTransform):
         if len(self.keys) > 1:
             raise ConfigError("keys must be one label", received=keys)
         self.output_key = output_key
-        self.options: dict[str, Any] = {
-            "w0": w0,
-            "sigma": sigma,
-            "class_weights": class_weights,
-            "instances": instances,
-        }
-        self.options |= {"foreground": foreground, "connectivity": connectivity, "ignore_index": ignore_index}
+        self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights}
+        self.options |= {"instances": instances, "foreground": foreground, "connectivity": connectivity}
+        self.options["ignore_index"] = ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its weight map."""

@@ -181,7 +181,9 @@ def _scan_value(key: str, value: Any, *, paths: bool) -> tuple[str, str, bool] |
         return None if is_known_expression(value) else (value, "runs as Python code", False)
     if stripped.startswith(MACRO):
         return value, "includes another file", False
-    if paths and _argument(key) not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or _borrows(stripped)):
+    # a reference to an id that may contain an outside path
+    borrows = stripped.startswith("@") and ("_meta_" in stripped or _argument(stripped[1:]) in READ_ONLY_IDS)
+    if paths and _argument(key) not in READ_ONLY_IDS and (_OUTSIDE.match(stripped) or borrows):
         return value, "refers outside the bundle's folder", True
     return None
 
@@ -193,11 +195,6 @@ def _is_allowed(argument: str, value: Any) -> bool:
     if isinstance(value, Mapping):  # MONAI iterates every other component, and takes what it yields as names
         return argument == "reader" and value.get(TARGET) == READER_TARGET
     return isinstance(value, bool | str | None) and value in GADGET_ARGUMENTS[argument][0]
-
-
-def _borrows(text: str) -> bool:
-    """Return whether a reference points to an id that may contain an outside path."""
-    return text.startswith("@") and ("_meta_" in text or _argument(text[1:]) in READ_ONLY_IDS)
 
 
 def _scan_other(path: Path, name: str) -> Iterator[Finding]:
