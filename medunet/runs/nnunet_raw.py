@@ -34,7 +34,7 @@ def write_nnunet_raw(run: Path, output: Path, *, data: Path | None = None) -> Se
         raise ConfigError("invalid name of a data set of nnU-Net", received=output.name, expected="DatasetXXX_NAME")
     reject_other_files(output)
     train = read_own(run, "train")
-    dataset = open_dataset(data or Path(train["dataset_dir"]))
+    dataset = open_dataset(data or Path(train["dataset_dir"]), instances=train.get("instances", False))
     if dataset.instances:
         raise ConfigError("nnU-Net has no labels that number objects", file=dataset.root)
     numbers = {value: index for index, value in enumerate(dataset.labels.values())}

@@ -144,8 +144,8 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     data = data or (own if own.is_absolute() and own.exists() else None)
     missing, dataset, seen = "its data set is missing", None, None
     if data is not None:
-        # an unreadable case has no slices
-        dataset = open_dataset(data, problems=[], read=ReadOptions.of_config(config))
+        options: dict[str, Any] = {"instances": config.get("instances", False), "read": ReadOptions.of_config(config)}
+        dataset = open_dataset(data, problems=[], **options)  # an unreadable case has no slices
         seen, missing = seen_cases(run, dataset), ""
         if not (run / "models" / BEST_NAME).is_file() and not any(run.glob("models/fold_*.pt")):
             missing = "it has no weights"

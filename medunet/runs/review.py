@@ -62,9 +62,10 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         DataError: fewer than `MIN_CASES` cases, or labels with ignored voxels.
     """
     require_trust(run, trust=trust)
-    if (ignored := open_dataset(data, problems=[]).ignore) is not None:
-        raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {ignored}")
     config, rows, facts = read_own(run, "evaluate"), [], []
+    dataset = open_dataset(data, problems=[], instances=config.get("instances", False))
+    if dataset.ignore is not None:
+        raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {dataset.ignore}")
     is_joined = ENSEMBLE_FOLDS in config
     runs = {run / f"fold_{fold}": fold for fold in config[ENSEMBLE_FOLDS]} if is_joined else {run: config["fold"]}
     options: dict[str, Any] = {key: config[key] for key in ("folds", "split", "skip_cases") if key in config}

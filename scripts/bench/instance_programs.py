@@ -76,16 +76,16 @@ def cellpose(images: Images, labels: Images, work: Path, minutes: float) -> tupl
     import torch  # noqa: PLC0415
     from cellpose import io  # noqa: PLC0415
     from cellpose.dynamics import labels_to_flows  # noqa: PLC0415
-    from cellpose.models import CellposeModel, SizeModel  # noqa: PLC0415
-    from cellpose.train import train_seg, train_size  # noqa: PLC0415
+    from cellpose.models import CellposeModel  # noqa: PLC0415
+    from cellpose.train import train_seg  # noqa: PLC0415
 
     io.logger_setup()
     torch.manual_seed(0)
     kept = [k for k, label in enumerate(labels) if label.any()]
     images = [images[k].mean(axis=-1) for k in kept]
     flows = labels_to_flows([labels[k] for k in kept], device=torch.device("cpu"))
-    shared: dict[str, Any] = {"channels": [0, 0], "min_train_masks": 1}
-    options = {**shared, "learning_rate": 0.05, "weight_decay": 1e-5, "SGD": True, "batch_size": 2, "nimg_per_epoch": 2}
+    options: dict[str, Any] = {"channels": [0, 0], "min_train_masks": 1, "batch_size": 2, "nimg_per_epoch": 2}
+    options |= {"learning_rate": 0.05, "weight_decay": 1e-5, "SGD": True}
     options |= {"save_path": str(work), "save_every": 25, "save_each": True}
 
     def train(steps: int) -> tuple[Any, Path, float]:
@@ -100,50 +100,58 @@ def cellpose(images: Images, labels: Images, work: Path, minutes: float) -> tupl
     print("steps", steps, "of CPU seconds", 60 * step, flush=True)
     _, file, used = train(steps)
     print("CPU minutes", used, flush=True)
+    return cellpose_of(file), used
+
+
+def cellpose_of(file: Path) -> Predict:
+    """Return a trained model as a function; the diameter is Cellpose's default, the mean of the training labels."""
+    from cellpose.models import CellposeModel  # noqa: PLC0415
+
     model = CellposeModel(gpu=False, pretrained_model=str(file))
-    train_size(model.net, str(file), images, flows, **shared, n_epochs=1, batch_size=8, bsize=256)
-    size = SizeModel(model, pretrained_size=f"{file}_size.npy")
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        grey = image.mean(axis=-1)
-        diameter = float(np.squeeze(size.eval(grey, channels=[0, 0])[0]))
-        return model.eval(grey, channels=[0, 0], diameter=diameter)[0]
-
-    return predict, used
+    return lambda image: model.eval(image.mean(axis=-1), channels=[0, 0], diameter=model.diam_labels)[0]
 
 
-def main() -> None:
-    """Train, predict the test images, and measure the seconds of a large image."""
-    from skimage.io import imread, imsave  # noqa: PLC0415
+def read(path: Path) -> np.ndarray:
+    """Return an image, `(rows, columns, channels)`."""
+    from skimage.io import imread  # noqa: PLC0415
 
-    system, *folders, minutes = sys.argv[1:]
-    train, test, work = map(Path, folders)
+    image = imread(path).astype(np.float32)
+    return image[..., :3] if image.ndim == 3 else image[..., None]
 
-    def read(path: Path) -> np.ndarray:
-        image = imread(path).astype(np.float32)
-        return image[..., :3] if image.ndim == 3 else image[..., None]
 
-    images = [read(path) for path in sorted((train / "images").iterdir())]
-    labels = [imread(path).astype(np.int32) for path in sorted((train / "labels").iterdir())]
-    begun = time.process_time()
-    predict, used = {"stardist": stardist, "cellpose": cellpose}[system](images, labels, work, float(minutes))
-    document = {"training": used, "all": (time.process_time() - begun) / 60}
-    (work / "minutes.json").write_text(json.dumps(document))
+def predict_all(predict: Predict, test: Path, work: Path) -> None:
+    """Predict the test images, and measure the seconds of a large image."""
+    from skimage.io import imsave  # noqa: PLC0415
+
     (work / "pred").mkdir(exist_ok=True)
     files = sorted((test / "images").iterdir())
     for path in files:
         imsave(work / "pred" / f"{path.stem}.tif", predict(read(path)).astype(np.uint16), check_contrast=False)
     image = read(files[0])
     times = -(-SIZE // np.array(image.shape[:2]))
-    imsave(
-        work / "large.png", np.tile(image, (*times, 1))[:SIZE, :SIZE].squeeze().astype(np.uint8), check_contrast=False
-    )
+    large = np.tile(image, (*times, 1))[:SIZE, :SIZE].squeeze().astype(np.uint8)
+    imsave(work / "large.png", large, check_contrast=False)
     seconds = []
     for _ in range(REPEATS):
         begun = time.process_time()
         imsave(work / "large.tif", predict(read(work / "large.png")).astype(np.uint16), check_contrast=False)
         seconds.append(time.process_time() - begun)
     (work / "seconds.json").write_text(json.dumps({"seconds": statistics.median(seconds)}))
+
+
+def main() -> None:
+    """Train and predict."""
+    from skimage.io import imread  # noqa: PLC0415
+
+    system, *folders, minutes = sys.argv[1:]
+    train, test, work = map(Path, folders)
+    images = [read(path) for path in sorted((train / "images").iterdir())]
+    labels = [imread(path).astype(np.int32) for path in sorted((train / "labels").iterdir())]
+    begun = time.process_time()
+    predict, used = {"stardist": stardist, "cellpose": cellpose}[system](images, labels, work, float(minutes))
+    document = {"training": used, "all": (time.process_time() - begun) / 60}
+    (work / "minutes.json").write_text(json.dumps(document))
+    predict_all(predict, test, work)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from medunet.planning.adapt import instance_values
 from medunet.planning.instances import object_budget
 from medunet.planning.topology import CPU_2D
 from medunet.prediction import Predictor
-from medunet.runs import evaluate_bundle, fit_bundle, train_bundle, train_folds
+from medunet.runs import evaluate_bundle, fit_bundle, report_runs, train_bundle, train_folds
 from medunet.runs.objects import choose_objects
 from medunet.training import OBJECT_METRICS
 from medunet.training.handlers import read_history
@@ -111,7 +111,8 @@ def test_the_published_network_separates_by_gaps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) -> None:
     data = write_bars(tmp_path / "data", classes=classes)
-    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False)
+    (data / "dataset.json").unlink()  # the bundle remembers what the plan was told
+    planned = plan_bundle(data, tmp_path / "bundle", device="cpu", measure=False, instances=True)
     assert planned.plan.fingerprint.objects["count"] == 36
     assert planned.plan.values["instance_target"] == "distance"
     reason = next(d for d in planned.plan.decisions if d.id == "instance_target")
@@ -142,6 +143,7 @@ def test_a_plan_for_objects_trains_and_finds_them(tmp_path: Path, classes: int) 
     assert result.picture() != replace(result, labels=np.minimum(numbers, 1)).picture()
     assert len(item["object_classes"]) == numbers.max() + 1
     assert set(item["object_classes"][1:]) <= set(range(1, classes + 1))
+    assert report_runs([run], tmp_path / "report.html", figures=False).cases == 1
 
 
 def test_images_with_large_objects_are_made_smaller_for_the_network(tmp_path: Path) -> None:
