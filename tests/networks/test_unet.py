@@ -118,7 +118,7 @@ def test_tiles_of_a_network_with_strided_convolutions_reproduce_the_whole_image(
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_a_residual_encoder_runs_in_the_half_formats_of_a_cpu(spatial_dims):
+def test_a_residual_encoder_runs_in_bfloat16_on_a_cpu(spatial_dims):
     net = UNet(spatial_dims, 1, 2, [4, 8, 16], downsample="strided", block="residual_encoder").eval()
     image = torch.rand(1, 1, *[16] * spatial_dims)
     with torch.inference_mode():
