@@ -6,7 +6,7 @@
 It needs Python 3.12, PyTorch for CUDA and NumPy, but no network. Every block runs in its own process, within its own
 time: a block that fails or hangs does not stop the others. Every number is a line in `gpu_first.jsonl` as soon as it is
 known; `gpu_first.md` is the table. `--device pretend` runs every block in small on a CPU, on a simulated CUDA device
-without SimpleITK, ITK, MLflow and highdicom.
+without SimpleITK, ITK, MLflow, highdicom, pandas and scikit-learn.
 
 Exit status: 0 success, 1 a block failed or ran out of time, 3 no CUDA device.
 """

@@ -17,6 +17,7 @@ from .check.finding import raise_on_error as raise_on_error
 from .check.finding import shown as shown
 from .layouts.datalist import datalist as datalist
 from .layouts.datalist import list_inputs as list_inputs
+from .layouts.datalist import open_as as open_as
 from .layouts.datalist import open_dataset as open_dataset
 from .layouts.dataset import SECOND_CASE as SECOND_CASE
 from .layouts.dataset import Case as Case

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from medunet.bundle.read import read_own
-from medunet.datasets import MAX_CLASSES, Case, datalist, label_values, open_dataset, refuse_instances
+from medunet.datasets import MAX_CLASSES, Case, datalist, label_values, open_as, refuse_instances
 from medunet.datasets.layouts.instances import are_instances, class_labels, refuse_classes, with_classes
 from medunet.datasets.layouts.labels import MAX_LABELS, MIN_OBJECTS
 from medunet.datasets.layouts.manifest import MANIFEST, labels_of, load_manifest
 from medunet.errors import ConfigError, DataError, GeometryError
 from medunet.files import claim, require_new
-from medunet.io.options import ReadOptions
 from medunet.metrics import Summary, summarise, write_tables
 from medunet.metrics.evaluation import BACKGROUND, TOLERANCE_MM
 from medunet.metrics.tables import JSON_NAME
@@ -79,7 +78,7 @@ def evaluate_bundle(
     config = read_own(bundle, "evaluate")
     # an unreadable case fails by name when it is predicted, and the others are evaluated
     instances = bool(config.get("instances", False))
-    dataset = open_dataset(data, problems=[], instances=instances, read=ReadOptions.of_config(config))
+    dataset = open_as(config, data, [])
     if dataset.instances and not instances:
         raise DataError("the labels number objects, but the bundle predicts classes", file=data, received=bundle.name)
     seen = seen_cases(bundle, dataset, is_test=section == "test")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medunet.config import read_json
-from medunet.datasets import SegmentationDataset, datalist, open_dataset
+from medunet.datasets import SegmentationDataset, datalist, open_as
 from medunet.errors import ConfigError, DataError, MedunetError, find_cause
 from medunet.files import check_target, claim, reject_other_files
-from medunet.io.options import ReadOptions
 from medunet.metrics import CSV_NAME, Summary
 from medunet.prediction import ClassRule, Pair, Predictor, choose_region_rules, choose_rules
 from medunet.runs.ensemble import write_ensemble
@@ -152,8 +151,7 @@ def resume_run(
         config = run.configs["train"]
         data = Path(config["dataset_dir"])
         problems: list[MedunetError] | None = [] if config.get("skip_cases") else None
-        options: dict[str, Any] = {"instances": config.get("instances", False), "read": ReadOptions.of_config(config)}
-        dataset = open_dataset(data, problems=problems, **options)
+        dataset = open_as(config, data, problems)
         runs = {run.configs["train"]["fold"]: run for run in folds}
         return _train_and_join(runs, folder, data, dataset, device=device, tracking_uri=tracking_uri)
 

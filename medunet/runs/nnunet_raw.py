@@ -8,7 +8,7 @@ import numpy as np
 
 from medunet.bundle.read import read_own
 from medunet.config import strict_json
-from medunet.datasets import SegmentationDataset, make_folds, open_dataset
+from medunet.datasets import SegmentationDataset, make_folds, open_as
 from medunet.errors import ConfigError
 from medunet.files import claim, reject_other_files, write_atomically
 from medunet.io import read_label, read_volume, write_volume
@@ -34,7 +34,7 @@ def write_nnunet_raw(run: Path, output: Path, *, data: Path | None = None) -> Se
         raise ConfigError("invalid name of a data set of nnU-Net", received=output.name, expected="DatasetXXX_NAME")
     reject_other_files(output)
     train = read_own(run, "train")
-    dataset = open_dataset(data or Path(train["dataset_dir"]), instances=train.get("instances", False))
+    dataset = open_as(train, data or Path(train["dataset_dir"]))
     if dataset.instances:
         raise ConfigError("nnU-Net has no labels that number objects", file=dataset.root)
     numbers = {value: index for index, value in enumerate(dataset.labels.values())}

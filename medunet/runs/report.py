@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medunet.bundle.read import read_own
-from medunet.datasets import SegmentationDataset, open_dataset
+from medunet.datasets import SegmentationDataset, open_as
 from medunet.errors import ConfigError, GeometryError, MedunetError
 from medunet.files import write_atomically
 from medunet.io import Volume, is_structure_file, output_name, read_label, read_volume
-from medunet.io.options import ReadOptions
 from medunet.metrics.evaluation import BACKGROUND
 from medunet.reports import (
     ClassCodes,
@@ -144,8 +143,7 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
     data = data or (own if own.is_absolute() and own.exists() else None)
     missing, dataset, seen = "its data set is missing", None, None
     if data is not None:
-        options: dict[str, Any] = {"instances": config.get("instances", False), "read": ReadOptions.of_config(config)}
-        dataset = open_dataset(data, problems=[], **options)  # an unreadable case has no slices
+        dataset = open_as(config, data, [])  # an unreadable case has no slices
         seen, missing = seen_cases(run, dataset), ""
         if not (run / "models" / BEST_NAME).is_file() and not any(run.glob("models/fold_*.pt")):
             missing = "it has no weights"

@@ -17,7 +17,7 @@ from scipy.special import softmax
 
 from medunet.bundle.read import read_own
 from medunet.config import apply, get_id, read_json, strict_json, to_json
-from medunet.datasets import datalist, open_dataset
+from medunet.datasets import datalist, open_as
 from medunet.errors import DataError, MedunetError
 from medunet.files import claim, write_atomically
 from medunet.geometry import Geometry
@@ -63,9 +63,8 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
     """
     require_trust(run, trust=trust)
     config, rows, facts = read_own(run, "evaluate"), [], []
-    dataset = open_dataset(data, problems=[], instances=config.get("instances", False))
-    if dataset.ignore is not None:
-        raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {dataset.ignore}")
+    if (ignored := open_as(config, data, []).ignore) is not None:
+        raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {ignored}")
     is_joined = ENSEMBLE_FOLDS in config
     runs = {run / f"fold_{fold}": fold for fold in config[ENSEMBLE_FOLDS]} if is_joined else {run: config["fold"]}
     options: dict[str, Any] = {key: config[key] for key in ("folds", "split", "skip_cases") if key in config}

@@ -24,14 +24,13 @@ from medunet.datasets import (
     check_dataset,
     datalist,
     likely_groups,
-    open_dataset,
+    open_as,
     raise_on_error,
     regroup,
     usable,
 )
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.files import check_target, claim
-from medunet.io.options import ReadOptions
 from medunet.notebook import Shown, Table
 from medunet.planning.adapt import adapt, instance_values
 from medunet.planning.choices import FLIP_AXES
@@ -171,9 +170,7 @@ def fit_bundle(
     config = read_own(bundle, "train")
     changes = {id_.replace("#", SEPARATOR): value for id_, value in (changes or {}).items()}
     problems: list[MedunetError] = []
-    is_instances = {**config, **changes}.get("instances", False)
-    options: dict[str, Any] = {"instances": is_instances, "read": ReadOptions.of_config({**config, **changes})}
-    dataset = open_dataset(data, problems=problems, **options)
+    dataset = open_as({**config, **changes}, data, problems)
     skipped: dict[str, Any] = {}
     if skip_bad:
         dataset, names = usable(dataset, problems)

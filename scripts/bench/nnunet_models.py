@@ -178,11 +178,12 @@ def write_large(source: Path, folder: Path) -> None:
     """Write a volume of `LARGE` voxels, 0.8 x 0.8 x 1 mm each, from a smaller one."""
     folder.mkdir(exist_ok=True)
     image = sitk.ReadImage(str(source))
-    image.SetSpacing([0.8 * 512 / image.GetWidth(), 0.8 * 512 / image.GetHeight(), 300 / image.GetDepth()])
+    spacing = (0.8, 0.8, 1.0)
+    image.SetSpacing([mm * n / old for mm, n, old in zip(spacing, LARGE, image.GetSize(), strict=True)])
     grid = sitk.Image(LARGE, image.GetPixelID())
     grid.SetOrigin(image.GetOrigin())
     grid.SetDirection(image.GetDirection())
-    grid.SetSpacing((0.8, 0.8, 1.0))
+    grid.SetSpacing(spacing)
     values = sitk.Resample(
         image, grid, sitk.Transform(), sitk.sitkLinear, float(np.min(sitk.GetArrayViewFromImage(image)))
     )

@@ -4,10 +4,10 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medunet.errors import ConfigError, DataError, MedunetError
 from medunet.io import ReadRecord, is_dicom_folder, output_name, picture_files, read_header, split_suffix
@@ -83,6 +83,12 @@ def open_dataset(
         raise DataError("too many classes for one label map", file=layout.root, received=len(labels), expected=expected)
     spatial_dims = 2 if planar else len(header.geometry.shape)
     return replace(layout, labels=labels, channels=channels, spatial_dims=spatial_dims, read=read)
+
+
+def open_as(config: Mapping[str, Any], data: Path, problems: list[MedunetError] | None = None) -> SegmentationDataset:
+    """Open a data set as a bundle with this config does: with its reading options, and as objects if it is for them."""
+    read, instances = ReadOptions.of_config(config), config.get("instances", False)
+    return open_dataset(data, problems=problems, instances=instances, read=read)
 
 
 def _open_layout(
