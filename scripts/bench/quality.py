@@ -3,6 +3,7 @@
     python -m scripts.bench.quality hippocampus --data DATA/Task04_Hippocampus
     python -m scripts.bench.quality em          --data DATA/ISBI2012_EM [--only planned --slices 0 1 2 3]
     python -m scripts.bench.quality hippocampus --data DATA/Task04_Hippocampus --planned [--minutes 15 30]
+    python -m scripts.bench.quality ensemble    --data DATA/Task04_Hippocampus [--minutes 30]
     python -m scripts.bench.quality few         --data DATA/Task04_Hippocampus [--minutes 8]
     python -m scripts.bench.quality sts         --data DATA/STS_GTV_CT [--minutes 30]
 
@@ -190,7 +191,11 @@ def separated(maps: list[np.ndarray], interior: list[np.ndarray], boundary: floa
     return {"boundary": boundary, "v_rand": float(np.mean(rand)), "v_info": float(np.mean(info)), "v_rand_slices": rand}
 
 
-TASKS = {"few": (quality_planned.few, (8.0,)), "sts": (quality_planned.sts, (30.0,))}
+TASKS = {
+    "ensemble": (quality_planned.ensemble, (30.0,)),
+    "few": (quality_planned.few, (8.0,)),
+    "sts": (quality_planned.sts, (30.0,)),
+}
 """Tasks that always plan, and their minutes."""
 
 
@@ -215,7 +220,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medunet").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["hippocampus", "em", "few", "sts"])
+    parser.add_argument("task", choices=["hippocampus", "em", *TASKS])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/bench"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")

@@ -1,4 +1,4 @@
-"""The tasks of `scripts.bench.quality` that plan first: hippocampus --planned, few, sts.
+"""The tasks of `scripts.bench.quality` that plan first: hippocampus --planned, ensemble, few, sts.
 
 Every row is written to its JSON as soon as it is measured, with date, machine and revision, and is not measured again;
 an interrupted training run is resumed.
@@ -71,6 +71,29 @@ def hippocampus(options: Options) -> Rows:
     for minutes in options.minutes:
         folder = options.work / f"hippocampus_planned_{minutes:g}"
         yield f"planned, fold 0, {minutes:g} minutes", lambda m=minutes, f=folder: _fold_0(options, f, m)
+
+
+def ensemble(options: Options) -> Rows:
+    """Five folds of the training cases of fold 0, each planned for the minutes; its validation cases are measured."""
+    (minutes, *_) = options.minutes
+
+    def run() -> dict[str, Any]:
+        folder = options.work / "ensemble"
+        training, held_out = fold_by_name(open_dataset(options.data).cases)
+        inner = _subset(options.data, folder / "training_cases", training)
+        measured = _subset(options.data, folder / "held_out_cases", held_out)
+        planned = bundle(inner, folder, minutes)
+        result = train_folds(planned, inner, folder / "folds", changes=options.changes)
+        if not result.is_whole:
+            raise SystemExit("not all folds are trained; the same command goes on")
+        members = [evaluate_bundle(one, measured) for one in sorted((folder / "folds").glob("fold_*"))]
+        return {
+            "metrics": evaluate_bundle(folder / "folds", measured),
+            "out_of_fold": result.summary,
+            "members": [summary["mean_dice"] for summary in members],
+        }
+
+    yield f"ensemble of five folds, {minutes:g} minutes a fold", run
 
 
 def draw(cases: Sequence[Case], size: int, *, seed: int) -> list[Case]:

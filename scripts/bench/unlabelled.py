@@ -1,0 +1,174 @@
+"""What unlabelled images gain with few labelled ones: pairs with the same labelled cases, seeds and numbers of steps.
+
+    python -m scripts.bench.unlabelled --data DATA/Task04_Hippocampus [--sizes 5 20] [--seeds 3] [--steps 600]
+
+`few` trains on the labelled cases alone, `twice the steps` for twice as long. `pre-training` starts from a network
+that first restored masked blocks of all training images without their labels (masked autoencoding, He 2021; blocks of
+8 voxels, 60 % of them masked, squared error where they are), for twice the steps. `self-training` starts again, with
+the labelled cases and with the predictions of `few` as labels of the others; `self-training, continued` starts from the
+network of `few` with half the learning rate. Fold 0 of the sorted names is held out. The network is narrow, so that a
+training takes about a minute on one core. Every row is written to scripts/results/unlabelled.json at once, and is not
+measured again.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from medunet.bundle import plan_bundle
+from medunet.config import read_json as read_config
+from medunet.datasets import Case, open_dataset
+from medunet.prediction import Predictor
+from medunet.runs import evaluate_bundle, prepare_run, train_bundle
+from medunet.runtime import autocast
+
+from .measure import RESULTS, describe, fold_by_name, machine, read_json, table, write_json
+from .quality_planned import draw
+from .sparse import NARROW
+
+BLOCK, MASKED = 8, 0.6
+LEARNING_RATE = 0.006
+ARMS = ("few", "twice the steps", "pre-training", "self-training", "self-training, continued")
+
+
+def with_labels(data: Path, folder: Path, labels: Mapping[Case, Path]) -> Path:
+    """Write a data set of some cases with these labels, as links, and return its folder."""
+    manifest, entries = read_config(data / "dataset.json"), []
+    for case, label in labels.items():
+        entry = {"image": case.images[0], "label": label}
+        for key, file in entry.items():
+            link = folder / f"{key}s" / case.images[0].name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(file.resolve())
+        entries.append({key: f"./{key}s/{case.images[0].name}" for key in entry})
+    document = {**manifest, "training": entries, "test": [], "numTraining": len(entries)}
+    write_json(folder / "dataset.json", document)
+    return folder
+
+
+def masked(images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+    """Return which voxels of a batch are hidden, shape (batch, 1, ...)."""
+    shape = [-(-size // BLOCK) for size in images.shape[2:]]
+    blocks = torch.from_numpy(random.random((len(images), 1, *shape)) < MASKED)
+    for axis, size in enumerate(images.shape[2:], start=2):
+        blocks = blocks.repeat_interleave(BLOCK, axis).narrow(axis, 0, size)
+    return blocks
+
+
+def pretrain(bundle: Path, data: Path, folder: Path, *, steps: int, changes: Mapping[str, Any]) -> Path:
+    """Train the network of a bundle to restore masked blocks; return a folder to start a training run from."""
+    file = folder / "models" / "model.pt"
+    if file.is_file():
+        return folder
+    epochs = steps // NARROW["steps_per_epoch"]
+    own = {**changes, "epochs": epochs, "val_interval": epochs, "augment::deform::foreground_prob": 0.0}
+    with prepare_run(bundle, data, folder, changes=own) as run:
+        parser = ConfigParser({**run.configs["train"], "bundle_root": str(folder), "device": torch.device("cpu")})
+    torch.manual_seed(changes["seed"])
+    random = np.random.default_rng(changes["seed"])
+    loader, network, optimizer = (
+        parser.get_parsed_content(id_) for id_ in ("train::dataloader", "network", "optimizer")
+    )
+    total = steps + 1
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total, pct_start=0.15)
+    network.train()
+    done, losses = 0, []
+    while done < steps:
+        for batch in loader:
+            images = batch["image"]
+            hidden = masked(images, random)
+            with autocast(torch.device("cpu"), "auto"):
+                restored = network(images.masked_fill(hidden, 0.0))
+            loss = ((restored[:, :1].float() - images)[hidden] ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            done += 1
+    print(f"masked voxels: squared error {np.mean(losses[:40]):.3f}, finally {np.mean(losses[-40:]):.3f}")
+    weights = network.state_dict()
+    head = list(weights)[-2:]  # the last convolution restores intensities
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": {name: value for name, value in weights.items() if name not in head}}, file)
+    return folder
+
+
+def measure(arm: str, options: argparse.Namespace, size: int, seed: int) -> dict[str, Any]:
+    """Train one row and evaluate the held-out cases."""
+    work = options.work / f"{size}_{seed}"
+    training, held_out = fold_by_name(open_dataset(options.data).cases)
+    labelled = draw(training, size, seed=seed)
+    names = {"validation_cases": [case.name for case in held_out], "seed": seed, "tracking_uri": "", **NARROW}
+    known = {case: case.label for case in [*labelled, *held_out]}
+    data = with_labels(options.data, work / "labelled", known)
+    bundle = options.work / "bundle"
+    plan_bundle(options.data, bundle, measure=False, force=True)
+    epochs = options.steps // NARROW["steps_per_epoch"] * (2 if arm == "twice the steps" else 1)
+    changes = {**names, "epochs": epochs, "val_interval": epochs}
+    begin = time.process_time()
+    if arm == "pre-training":
+        whole = with_labels(
+            options.data, options.work / "images", {case: case.label for case in [*training, *held_out]}
+        )
+        folder = options.work / f"pretrained_{seed}"
+        changes["init_from"] = str(pretrain(bundle, whole, folder, steps=2 * options.steps, changes=names).resolve())
+    if arm.startswith("self-training"):
+        teacher = Predictor(work / "few", output_dir=work / "predicted", overwrite=True, trust=True)
+        others = [case for case in training if case not in labelled]
+        predicted = {case: teacher.predict_case(case.images) for case in others}
+        data = with_labels(options.data, work / "self_labelled", {**known, **predicted})
+    if arm == "self-training, continued":
+        changes |= {"init_from": str((work / "few").resolve()), "learning_rate": LEARNING_RATE / 2}
+    folder = work / arm.replace(",", "").replace(" ", "_")
+    run = train_bundle(bundle, data, folder, changes=changes, presets=["few"], resume=True).run
+    seconds = time.process_time() - begin
+    summary = evaluate_bundle(run, data, section="validation")
+    scores = {name: entry["scores"]["dice"]["mean"] for name, entry in summary["classes"].items()}
+    return {"dice": summary["mean_dice"], **scores, "steps": epochs * NARROW["steps_per_epoch"], "cpu_seconds": seconds}
+
+
+def main() -> None:
+    """Measure what the results do not hold yet, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("bench_unlabelled"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "unlabelled.json")
+    options = parser.parse_args()
+    results = read_json(options.results) or {"machine": machine(), "steps": options.steps, "rows": {}}
+    for size in options.sizes:
+        for seed in range(options.seeds):
+            for arm in options.arms:
+                name = f"{size} cases, seed {seed}, {arm}"
+                if name not in results["rows"]:
+                    results["rows"][name] = measure(arm, options, size, seed)
+                    write_json(options.results, results)
+                    print(name, results["rows"][name], flush=True)
+    rows = []
+    for size in options.sizes:
+        for arm in options.arms:
+            own = [results["rows"][f"{size} cases, seed {seed}, {arm}"] for seed in range(options.seeds)]
+            scores = [row["dice"] for row in own]
+            seconds = statistics.mean(row["cpu_seconds"] for row in own)
+            rows.append(
+                (size, arm, *(f"{score:.3f}" for score in scores), f"{statistics.mean(scores):.4f}", f"{seconds:.0f}")
+            )
+    print(table(("cases", "training", *(f"seed {seed}" for seed in range(options.seeds)), "mean", "CPU s"), rows))
+    print(describe(results["machine"]))
+
+
+if __name__ == "__main__":
+    main()
