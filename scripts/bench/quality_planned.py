@@ -61,9 +61,15 @@ def measure(rows: Rows, options: Options) -> dict[str, Any]:
     known: dict[str, Any] = read_json(options.results).get("rows", {})
     for name, run in rows:
         if name not in known:
-            known[name] = {**run(), "machine": machine()}
+            row = {key: _without_folder(value) for key, value in run().items()}
+            known[name] = {**row, "machine": machine()}
             write_json(options.results, {"rows": known})
     return known
+
+
+def _without_folder(value: Any) -> Any:
+    """Leave out of a summary where it was written."""
+    return {key: one for key, one in value.items() if key != "folder"} if isinstance(value, dict) else value
 
 
 def hippocampus(options: Options) -> Rows:
@@ -137,9 +143,9 @@ def sts(options: Options) -> Rows:
         if not result.is_whole or result.summary is None:
             raise SystemExit("not all folds are trained; the same command goes on")
         scores = json.loads((folder / "folds" / "out_of_fold" / "metrics.json").read_text(encoding="utf-8"))["cases"]
-        summaries = {"metrics": result.summary, "postprocessed": result.postprocessed or {}}
         return {
-            **{key: {k: v for k, v in one.items() if k != "folder"} for key, one in summaries.items()},
+            "metrics": result.summary,
+            "postprocessed": result.postprocessed or {},
             "dice_by_case": {case["name"]: case["mean_dice"] for case in scores},
         }
 

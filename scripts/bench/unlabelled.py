@@ -12,10 +12,10 @@ measured again.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,20 @@ def measure(arm: str, options: argparse.Namespace, size: int, seed: int) -> dict
     return {"dice": summary["mean_dice"], **scores, "steps": epochs * NARROW["steps_per_epoch"], "cpu_seconds": seconds}
 
 
+def summary(measured: Mapping[str, Mapping[str, Any]]) -> list[tuple[object, ...]]:
+    """Return the table's rows: Dice of each seed, their mean, mean difference to `few` with the same seeds, seconds."""
+    rows: list[tuple[object, ...]] = []
+    parts = [name.split(", ", 2) for name in measured]
+    for size, arm in dict.fromkeys((size, arm) for size, _, arm in parts):
+        seeds = [seed for one, seed, other in parts if (one, other) == (size, arm)]
+        own = [measured[f"{size}, {seed}, {arm}"] for seed in seeds]
+        scores = [row["dice"] for row in own]
+        gains = [score - measured[f"{size}, {seed}, few"]["dice"] for seed, score in zip(seeds, scores, strict=True)]
+        each, seconds = ", ".join(f"{score:.3f}" for score in scores), mean(row["cpu_seconds"] for row in own)
+        rows.append((size, arm, each, f"{mean(scores):.4f}", f"{mean(gains):+.4f}", f"{seconds:.0f}"))
+    return rows
+
+
 def main() -> None:
     """Measure what the results do not hold yet, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,16 +171,7 @@ def main() -> None:
                     results["rows"][name] = measure(arm, options, size, seed)
                     write_json(options.results, results)
                     print(name, results["rows"][name], flush=True)
-    rows = []
-    for size in options.sizes:
-        for arm in options.arms:
-            own = [results["rows"][f"{size} cases, seed {seed}, {arm}"] for seed in range(options.seeds)]
-            scores = [row["dice"] for row in own]
-            seconds = statistics.mean(row["cpu_seconds"] for row in own)
-            rows.append(
-                (size, arm, *(f"{score:.3f}" for score in scores), f"{statistics.mean(scores):.4f}", f"{seconds:.0f}")
-            )
-    print(table(("cases", "training", *(f"seed {seed}" for seed in range(options.seeds)), "mean", "CPU s"), rows))
+    print(table(("cases", "training", "Dice of each seed", "mean", "difference", "CPU s"), summary(results["rows"])))
     print(describe(results["machine"]))
 
 
