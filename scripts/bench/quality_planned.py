@@ -7,7 +7,7 @@ an interrupted training run is resumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ def ensemble(options: Options) -> Rows:
     def run() -> dict[str, Any]:
         folder = options.work / "ensemble"
         training, held_out = fold_by_name(open_dataset(options.data).cases)
-        inner = _subset(options.data, folder / "training_cases", training)
-        measured = _subset(options.data, folder / "held_out_cases", held_out)
+        inner = subset(options.data, folder / "training_cases", training)
+        measured = subset(options.data, folder / "held_out_cases", held_out)
         planned = bundle(inner, folder, minutes)
         result = train_folds(planned, inner, folder / "folds", changes=options.changes)
         if not result.is_whole:
@@ -122,8 +122,8 @@ def few(options: Options) -> Rows:
                 def run(
                     folder: Path = folder, chosen: list[Case] = chosen, changes: Any = changes, seed: int = seed
                 ) -> dict[str, Any]:
-                    alone = _subset(options.data, folder / "training_cases", chosen)
-                    together = _subset(options.data, folder / "all_cases", [*chosen, *validation])
+                    alone = subset(options.data, folder / "training_cases", chosen)
+                    together = subset(options.data, folder / "all_cases", [*chosen, *validation])
                     own = {**changes, "seed": seed, "validation_cases": [case.name for case in validation]}
                     return _planned(options, folder, minutes, plan_on=alone, train_on=together, changes=own)
 
@@ -190,14 +190,15 @@ def bundle(data: Path, folder: Path, minutes: float) -> Path:
     return planned
 
 
-def _subset(data: Path, folder: Path, cases: list[Case]) -> Path:
-    """A data set of some cases of another one, as links."""
+def subset(data: Path, folder: Path, cases: Sequence[Case], labels: Mapping[Case, Path] | None = None) -> Path:
+    """Write a data set of some cases of another one, as links; `labels` replace those of the data set."""
     manifest = json.loads((data / "dataset.json").read_text(encoding="utf-8"))
     entries = []
     for case in cases:
-        if case.label is None:
+        label = (labels or {}).get(case, case.label)
+        if label is None:
             continue
-        entry = {"image": case.images[0], "label": case.label}
+        entry = {"image": case.images[0], "label": label}
         for key, file in entry.items():
             link = folder / f"{key}s" / file.name
             link.parent.mkdir(parents=True, exist_ok=True)

@@ -23,35 +23,18 @@ import torch
 from monai.bundle import ConfigParser
 
 from medunet.bundle import plan_bundle
-from medunet.config import read_json as read_config
-from medunet.datasets import Case, open_dataset
+from medunet.datasets import open_dataset
 from medunet.prediction import Predictor
 from medunet.runs import evaluate_bundle, prepare_run, train_bundle
 from medunet.runtime import autocast
 
 from .measure import RESULTS, describe, fold_by_name, machine, read_json, table, write_json
-from .quality_planned import draw
+from .quality_planned import draw, subset
 from .sparse import NARROW
 
 BLOCK, MASKED = 8, 0.6
 LEARNING_RATE = 0.006
 ARMS = ("few", "twice the steps", "pre-training", "self-training", "self-training, continued")
-
-
-def with_labels(data: Path, folder: Path, labels: Mapping[Case, Path]) -> Path:
-    """Write a data set of some cases with these labels, as links, and return its folder."""
-    manifest, entries = read_config(data / "dataset.json"), []
-    for case, label in labels.items():
-        entry = {"image": case.images[0], "label": label}
-        for key, file in entry.items():
-            link = folder / f"{key}s" / case.images[0].name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(file.resolve())
-        entries.append({key: f"./{key}s/{case.images[0].name}" for key in entry})
-    document = {**manifest, "training": entries, "test": [], "numTraining": len(entries)}
-    write_json(folder / "dataset.json", document)
-    return folder
 
 
 def masked(images: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
@@ -109,24 +92,21 @@ def measure(arm: str, options: argparse.Namespace, size: int, seed: int) -> dict
     training, held_out = fold_by_name(open_dataset(options.data).cases)
     labelled = draw(training, size, seed=seed)
     names = {"validation_cases": [case.name for case in held_out], "seed": seed, "tracking_uri": "", **NARROW}
-    known = {case: case.label for case in [*labelled, *held_out]}
-    data = with_labels(options.data, work / "labelled", known)
+    data = subset(options.data, work / "labelled", [*labelled, *held_out])
     bundle = options.work / "bundle"
     plan_bundle(options.data, bundle, measure=False, force=True)
     epochs = options.steps // NARROW["steps_per_epoch"] * (2 if arm == "twice the steps" else 1)
     changes = {**names, "epochs": epochs, "val_interval": epochs}
     begin = time.process_time()
     if arm == "pre-training":
-        whole = with_labels(
-            options.data, options.work / "images", {case: case.label for case in [*training, *held_out]}
-        )
+        whole = subset(options.data, options.work / "images", [*training, *held_out])
         folder = options.work / f"pretrained_{seed}"
         changes["init_from"] = str(pretrain(bundle, whole, folder, steps=2 * options.steps, changes=names).resolve())
     if arm.startswith("self-training"):
         teacher = Predictor(work / "few", output_dir=work / "predicted", overwrite=True, trust=True)
         others = [case for case in training if case not in labelled]
         predicted = {case: teacher.predict_case(case.images) for case in others}
-        data = with_labels(options.data, work / "self_labelled", {**known, **predicted})
+        data = subset(options.data, work / "self_labelled", [*training, *held_out], predicted)
     if arm == "self-training, continued":
         changes |= {"init_from": str((work / "few").resolve()), "learning_rate": LEARNING_RATE / 2}
     folder = work / arm.replace(",", "").replace(" ", "_")
