@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.inferers import OverlapTileInferer, SameSizeShapes, peak_bytes
-from medunet.inferers.tiling import choose_tiles, plan_tiles
+from medunet.inferers.tiling import MAX_LIMITS, choose_tiles, plan_tiles
 from medunet.networks import UNet
 from medunet.runtime.cuda import is_out_of_memory
 
@@ -88,7 +88,7 @@ def test_a_given_halo_and_the_margin_of_a_valid_network_are_never_reduced(paddin
 
 @settings(max_examples=30, deadline=None)
 @given(
-    size=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40)),
+    size=st.tuples(st.integers(1, MAX_LIMITS), st.integers(1, MAX_LIMITS), st.integers(1, 40)),  # all cuts are tried
     stride=st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3),
     halo=st.tuples(*[st.integers(0, 9)] * 3),
     part=st.floats(0.05, 1.0),
