@@ -201,8 +201,8 @@ def choose_tiles(
 ) -> TilePlan:
     """Plan the tiles of an image so that no window has more than `max_voxels`; other arguments as for `plan_tiles`.
 
-    Each axis is cut so that all windows together have the fewest voxels; of equal plans, the one with fewest tiles
-    wins.
+    Each axis is cut so that all windows together have the fewest voxels, among at most `MAX_LIMITS` sizes of tiles
+    along each axis; of equal plans, the one with fewest tiles wins.
 
     Raises:
         ConfigError: the smallest window that the network can work with has more voxels.

@@ -1,6 +1,6 @@
 """What unlabelled images gain with few labelled ones: pairs with the same labelled cases, seeds and numbers of steps.
 
-    python -m scripts.bench.unlabelled --data DATA/Task04_Hippocampus [--sizes 5 20] [--seeds 3] [--steps 600]
+    python -m scripts.bench.unlabelled --data DATA/Task04_Hippocampus [--sizes 5 20] [--arms few pre-training]
 
 `few` trains on the labelled cases alone, `twice the steps` for twice as long. `pre-training` starts from a network
 that first restored masked blocks of all training images without their labels (masked autoencoding, He 2021; blocks of
@@ -8,7 +8,7 @@ that first restored masked blocks of all training images without their labels (m
 the labelled cases and with the predictions of `few` as labels of the others; `self-training, continued` starts from the
 network of `few` with half the learning rate. Fold 0 of the sorted names is held out. The network is narrow, so that a
 training takes about a minute on one core. Every row is written to scripts/results/unlabelled.json at once, and is not
-measured again.
+measured again; the rows of `few` come first, because the others need them.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from .quality_planned import draw, subset
 from .sparse import NARROW
 
 BLOCK, MASKED = 8, 0.6
-LEARNING_RATE = 0.006
 ARMS = ("few", "twice the steps", "pre-training", "self-training", "self-training, continued")
 
 
@@ -57,11 +56,8 @@ def pretrain(bundle: Path, data: Path, folder: Path, *, steps: int, changes: Map
         parser = ConfigParser({**run.configs["train"], "bundle_root": str(folder), "device": torch.device("cpu")})
     torch.manual_seed(changes["seed"])
     random = np.random.default_rng(changes["seed"])
-    loader, network, optimizer = (
-        parser.get_parsed_content(id_) for id_ in ("train::dataloader", "network", "optimizer")
-    )
-    total = steps + 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=total, pct_start=0.15)
+    ids = ("train::dataloader", "network", "optimizer", "lr_scheduler", "clip_grad_norm")
+    loader, network, optimizer, schedule, clip = (parser.get_parsed_content(id_) for id_ in ids)
     network.train()
     done, losses = 0, []
     while done < steps:
@@ -73,16 +69,16 @@ def pretrain(bundle: Path, data: Path, folder: Path, *, steps: int, changes: Map
             loss = ((restored[:, :1].float() - images)[hidden] ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 12.0)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
             done += 1
     print(f"masked voxels: squared error {np.mean(losses[:40]):.3f}, finally {np.mean(losses[-40:]):.3f}")
-    weights = network.state_dict()
-    head = list(weights)[-2:]  # the last convolution restores intensities
+    # the last convolution, which restores intensities, stays behind
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": {name: value for name, value in weights.items() if name not in head}}, file)
+    torch.save({"model": weights}, file)
     return folder
 
 
@@ -94,7 +90,6 @@ def measure(arm: str, options: argparse.Namespace, size: int, seed: int) -> dict
     names = {"validation_cases": [case.name for case in held_out], "seed": seed, "tracking_uri": "", **NARROW}
     data = subset(options.data, work / "labelled", [*labelled, *held_out])
     bundle = options.work / "bundle"
-    plan_bundle(options.data, bundle, measure=False, force=True)
     epochs = options.steps // NARROW["steps_per_epoch"] * (2 if arm == "twice the steps" else 1)
     changes = {**names, "epochs": epochs, "val_interval": epochs}
     begin = time.process_time()
@@ -108,7 +103,7 @@ def measure(arm: str, options: argparse.Namespace, size: int, seed: int) -> dict
         predicted = {case: teacher.predict_case(case.images) for case in others}
         data = subset(options.data, work / "self_labelled", [*training, *held_out], predicted)
     if arm == "self-training, continued":
-        changes |= {"init_from": str((work / "few").resolve()), "learning_rate": LEARNING_RATE / 2}
+        changes |= {"init_from": str((work / "few").resolve()), "learning_rate": 0.003}
     folder = work / arm.replace(",", "").replace(" ", "_")
     run = train_bundle(bundle, data, folder, changes=changes, presets=["few"], resume=True).run
     seconds = time.process_time() - begin
@@ -143,6 +138,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "unlabelled.json")
     options = parser.parse_args()
     results = read_json(options.results) or {"machine": machine(), "steps": options.steps, "rows": {}}
+    if results["steps"] != options.steps:
+        raise SystemExit(f"{options.results} has other --steps: {results['steps']}")
+    plan_bundle(options.data, options.work / "bundle", measure=False, force=True)
     for size in options.sizes:
         for seed in range(options.seeds):
             for arm in options.arms:
