@@ -19,7 +19,7 @@ from medunet.resources import find_bundle
 SIZE_HELP = "Voxels per axis of the timed window. Default: 96; in 2D 512."
 MODEL_HELP = "Folder with plans.json, fold_0, ...; several whose models divide the classes become one bundle."
 ANY_TRAINER_HELP = "Accept a trainer that nnU-Net does not ship, if it builds the network of the plan."
-COMPILE_HELP = "Also time torch.compile: a minute, and needs a C++ compiler."
+COMPILE_HELP = "Also time torch.compile, on CUDA also with CUDA graphs: a minute each, and needs a C++ compiler."
 
 
 @examples("medunet bundle init unet_3d -o mine", "medunet bundle init unet_3d -o mine --preset few --set epochs=50")

@@ -22,7 +22,9 @@ from .openvino import OpenVinoNetwork
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("eager", "compile", "openvino")
+# arguments of torch.compile; with `compile` the second window size compiles once more, for all sizes
+COMPILED: dict[str, dict[str, Any]] = {"compile": {}, "graphs": {"mode": "reduce-overhead", "dynamic": False}}
+BACKENDS = ("eager", *COMPILED, "openvino")
 
 CHECK_EDGE = {1: 512, 2: 128, 3: 32}  # voxels per axis of the window of the check, by number of axes
 
@@ -68,8 +70,8 @@ class FastNetwork(nn.Module):
         dtype: `auto` (see :func:`medunet.runtime.fast_dtype`), `float32` (exact: no TF32 on a GPU), `bfloat16` or
             `float16`. A window whose float16 logits are not finite is computed again in float32.
         channels_last: memory layout; None follows the rule of :func:`choose_form`.
-        backend: `eager`; `compile` for `torch.compile`, tens of seconds at the first call; `openvino` (CPU, extra
-            `openvino`), seconds for each new window size.
+        backend: `eager`; `compile` for `torch.compile`, tens of seconds at the first call; `graphs` for the same with
+            CUDA graphs, for up to eight window sizes; `openvino` (CPU, extra `openvino`), seconds for each window size.
 
     Raises:
         ConfigError: an unknown dtype or backend.
@@ -147,6 +149,8 @@ class FastNetwork(nn.Module):
         form = self.form or UNCHANGED
         with torch.autocast(image.device.type, enabled=False), exact_float32(image.device):
             logits = part(self._copy[0])(convert_image(image, form))
+            if form.backend == "graphs":
+                logits = only_tensor(logits).clone()  # the next window is written to the same memory
             # a sum needs no memory of the size of the logits
             if form.dtype != "float16" or only_tensor(logits).sum(dtype=torch.float32).isfinite():
                 return logits
@@ -192,8 +196,8 @@ def convert_network(network: nn.Module, form: Form) -> nn.Module:
     for tensor in copied.parameters() if form.channels_last else ():
         if tensor.ndim in _LAYOUTS:
             tensor.data = tensor.data.contiguous(memory_format=_LAYOUTS[tensor.ndim])
-    # the second window size compiles once more, for all sizes; one graph per size would end at dynamo's limit of eight
-    return torch.compile(copied) if form.backend == "compile" else copied  # type: ignore[return-value]
+    options = COMPILED.get(form.backend)
+    return copied if options is None else torch.compile(copied, **options)  # type: ignore[return-value]
 
 
 def convert_image(image: torch.Tensor, form: Form) -> torch.Tensor:
@@ -206,7 +210,7 @@ def convert_image(image: torch.Tensor, form: Form) -> torch.Tensor:
 
 def disagreement(network: nn.Module, window: torch.Tensor, form: Form, copied: nn.Module | None = None) -> str:
     """Return how a form differs too much from the network in float32; empty if it agrees."""
-    if form.backend == "compile":  # compared without compiling: its numbers depend on the weights, not on the kernels
+    if form.backend in COMPILED:  # compared without compiling: its numbers depend on the weights, not on the kernels
         form, copied = replace(form, backend="eager"), None
     with torch.inference_mode(), torch.autocast(window.device.type, enabled=False), exact_float32(window.device):
         expected = only_tensor(network.eval()(window)).float()

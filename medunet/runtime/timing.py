@@ -36,7 +36,11 @@ def possible_forms(device: torch.device, *, compiled: bool = False) -> list[Form
         compiled: include `torch.compile`, which takes tens of seconds for each form.
     """
     names = sorted({"float32", str(resolve_dtype(device, "auto")).removeprefix("torch.")})
-    backends = ["eager", *(["compile"] if compiled else [])]
+    backends = [
+        "eager",
+        *(["compile"] if compiled else []),
+        *(["graphs"] if compiled and device.type == "cuda" else []),
+    ]
     forms = [Form(name, last, backend) for backend in backends for name in names for last in (False, True)]
     if device.type == "cpu" and has_openvino():
         forms += [Form(name, backend="openvino") for name in names]

@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
 from medunet.errors import ConfigError, DataError, first_lines
+from medunet.networks.arguments import choose
 from medunet.runtime import autocast, keep_freed_memory, resolve_dtype
 from medunet.runtime.cuda import timed_kernels
 
@@ -36,7 +37,8 @@ class Trainer(SupervisedTrainer):
         loss_keys: batch keys that the loss gets after prediction and label, e.g. ``["weight"]`` for
             :class:`medunet.losses.BorderWeightedCELoss`.
         compile_network: use ``torch.compile``, which fuses the operations between convolutions. It needs half a minute
-            once, a C++ compiler, and patches of one size. None compiles runs of `COMPILE_STEPS` on a GPU with Triton.
+            once, a C++ compiler, and patches of one size. None compiles runs of `COMPILE_STEPS` on a GPU with Triton;
+            "graphs" compiles with CUDA graphs, for patches so small that starting kernels takes longer than they run.
         **kwargs: arguments of ``monai.engines.SupervisedTrainer`` except ``amp``, ``compile`` and
             ``accumulation_steps``, which need CUDA or its own iteration. Outputs are decollated only for
             ``postprocessing`` and ``key_train_metric``.
@@ -52,13 +54,14 @@ class Trainer(SupervisedTrainer):
         autocast_dtype: str = "auto",
         clip_grad_norm: float | None = None,
         loss_keys: Sequence[str] = (),
-        compile_network: bool | None = False,
+        compile_network: bool | str | None = False,
         **kwargs: Any,
     ) -> None:
         if rejected := {"amp", "compile", "accumulation_steps"} & kwargs.keys():
             expected = "autocast_dtype and compile_network"
             raise ConfigError("not an argument of medunet's trainer", received=sorted(rejected), expected=expected)
         kwargs.setdefault("decollate", bool({"postprocessing", "key_train_metric"} & kwargs.keys()))
+        choose("compile_network", compile_network, [None, False, True, "graphs"])
         super().__init__(**kwargs)
         has_compiler = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++", "cl"))))
         if compile_network and not has_compiler:
@@ -67,7 +70,8 @@ class Trainer(SupervisedTrainer):
         if compile_network is None and self._on_gpu and has_compiler and importlib.util.find_spec("triton"):
             compile_network = self.state.max_epochs * self.state.epoch_length >= COMPILE_STEPS
         # both have the same weights; checkpoints and validation use the network itself
-        self._forward = torch.compile(self.network, dynamic=False) if compile_network else self.network
+        mode = "reduce-overhead" if compile_network == "graphs" else None
+        self._forward = torch.compile(self.network, dynamic=False, mode=mode) if compile_network else self.network
         self.autocast_dtype = autocast_dtype
         self.clip_grad_norm = clip_grad_norm
         self.loss_keys = tuple(loss_keys)

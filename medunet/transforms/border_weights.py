@@ -1,5 +1,6 @@
 """Weight maps that make a network learn the borders between touching objects (Ronneberger et al. 2015, equation 2)."""
 
+import inspect
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,19 @@ def border_weight_map(
     The paper writes the formula for all pixels, but its figure shows high weights in the gaps only, so only the
     background has the term. Objects that touch without background between them have none.
 
-    `labels` are integers `(*spatial)`, 2D or 3D; `BorderWeightMapd` documents the options.
+    Args:
+        labels: integers `(*spatial)`, 2D or 3D: class indices for ``instances="components"``, else instance numbers.
+        w0: height of the border term.
+        sigma: width of the border term, in pixels.
+        class_weights: weights of classes, to which the border term is added. ``balanced`` weighs each class of this
+            image by ``pixels / (classes * pixels of the class)``, which has a mean of 1; numbers are weights per class;
+            None is 1. If images may have almost no pixel of a class, give numbers for the whole data set.
+        instances: ``labels`` if each positive value is an object, and the classes are background and object;
+            ``components`` if values are classes, and objects the connected components of each foreground class.
+        foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
+        connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
+            corner. 1 separates cells at a diagonal membrane of one pixel.
+        ignore_index: value of pixels that get weight 0 and belong to no class and no object.
 
     Returns:
         float32, the shape of `labels`.
@@ -131,43 +144,20 @@ class BorderWeightMapd(MapTransform):
     Args:
         keys: key of the label, `(1, *spatial)`: class indices for ``instances="components"``, else instance numbers.
         output_key: key of the weight map.
-        w0: height of the border term.
-        sigma: width of the border term, in pixels.
-        class_weights: weights of classes, to which the border term is added. ``balanced`` weighs each class of this
-            image by ``pixels / (classes * pixels of the class)``, which has a mean of 1; numbers are weights per class;
-            None is 1. If images may have almost no pixel of a class, give numbers for the whole data set.
-        instances: ``labels`` if each positive value is an object, and the classes are background and object;
-            ``components`` if values are classes, and objects the connected components of each foreground class.
-        foreground: for ``components``, the class or classes whose components are objects; None for all but 0.
-        connectivity: for ``components``, 1 joins pixels that share a face, 2 also an edge (in 2D a corner), 3 also a
-            corner. 1 separates cells at a diagonal membrane of one pixel.
-        ignore_index: value of pixels that get weight 0 and belong to no class and no object.
+        **options: those of `border_weight_map`.
 
     Raises:
         ConfigError: an invalid option, when the first label is read.
         DataError: a label that is not `(1, *spatial)` integers.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "label",
-        output_key: Hashable = "weight",
-        *,
-        w0: float = 10.0,
-        sigma: float = 5.0,
-        class_weights: str | Sequence[float] | None = "balanced",
-        instances: str = "labels",
-        foreground: int | Sequence[int] | None = None,
-        connectivity: int = 1,
-        ignore_index: int | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "label", output_key: Hashable = "weight", **options: Any) -> None:
         super().__init__(keys)
         if len(self.keys) > 1:
             raise ConfigError("keys must be one label", received=keys)
+        inspect.signature(border_weight_map).bind(None, **options)  # an unknown option is a TypeError
         self.output_key = output_key
-        self.options: dict[str, Any] = {"w0": w0, "sigma": sigma, "class_weights": class_weights}
-        self.options |= {"instances": instances, "foreground": foreground, "connectivity": connectivity}
-        self.options["ignore_index"] = ignore_index
+        self.options = options
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the item with its weight map."""

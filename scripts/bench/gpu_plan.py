@@ -1,4 +1,6 @@
-"""Windows that the planner would use on GPUs of several sizes, and the wait for reading; computed, without a GPU.
+"""Windows that the planner would use on GPUs of several sizes, the wait for reading, and what an upload as int16 costs.
+
+Everything is computed or measured without a GPU.
 
 `before`: the memory of a pass was estimated with the constants of CPUs. `now`: it is measured on the device, here the
 bytes of the tensors of the bfloat16 network, and pooling reads at most 2^31 - 1 numbers (cuDNN 9.3 or later).
@@ -75,6 +77,18 @@ def waits(read: float, write: float, *, cases: int = 200, speed: float = 60.0) -
     return shares
 
 
+def conversion_seconds() -> float:
+    """Return the shortest of five conversions of an image from float32 to int16 by one thread."""
+    torch.set_num_threads(1)
+    image = torch.randn(SIZE).mul_(100).round_()
+    target, seconds = torch.empty(SIZE, dtype=torch.int16), math.inf
+    for _ in range(5):
+        begun = time.perf_counter()
+        target.copy_(image)
+        seconds = min(seconds, time.perf_counter() - begun)
+    return seconds
+
+
 def main() -> None:
     """Compute, write the JSON and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -84,7 +98,8 @@ def main() -> None:
     options = parser.parse_args()
     where, rows = machine(), plans()
     shares = waits(options.read, options.write)
-    document = {"machine": where, "plans": rows, "read_s": options.read, "write_s": options.write, "waits": shares}
+    times = {"read_s": options.read, "write_s": options.write, "to_int16_s": conversion_seconds()}
+    document = {"machine": where, "plans": rows, **times, "waits": shares}
     write_json(RESULTS / "gpu_plan.json", document)
     head = ("channels", "card, GB", "estimate", "windows", "voxels evaluated, times the image", "pooled tensor / 2^31")
     cells = [
@@ -94,8 +109,12 @@ def main() -> None:
     ]
     columns = ("threads that read, and that write", "share of the time in which the GPU waits")
     waiting = table(columns, [(threads, f"{100 * share:.0f} %") for threads, share in shares.items()])
-    times = f"{options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU {COMPUTE_SECONDS:g} s"
-    text = f"{table(head, cells)}\n\n{waiting}\n\nReading a case takes {times} (assumed).\n\n{describe(where)}"
+    reading = (
+        f"{options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU {COMPUTE_SECONDS:g} s"
+    )
+    converting = f"One thread converts the image to int16 in {1e3 * times['to_int16_s']:.0f} ms."
+    text = f"Reading a case takes {reading} (assumed). {converting}\n\n{describe(where)}"
+    text = f"{table(head, cells)}\n\n{waiting}\n\n{text}"
     print(text)
     if options.readme:
         write_between(options.readme, MARKS, text)

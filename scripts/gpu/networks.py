@@ -161,18 +161,12 @@ def _small(job: Job) -> None:
     job.emit("small image: eager", 1e3 * job.seconds(lambda: fast(image), repeats=100), "ms")
     if job.pretend:  # neither can be simulated
         return
-    compiled = FastNetwork(plain, backend="compile").eval()
-    job.emit("small image: first compiled call", job.seconds(lambda: compiled(image), repeats=1, warm=0), "s")
-    job.emit("small image: compiled", 1e3 * job.seconds(lambda: compiled(image), repeats=100), "ms")
-    form, static = fast._copy[0], image.to(dtype=torch.bfloat16, memory_format=torch.channels_last_3d)
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        form(static)
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        form(static)
-    job.emit("small image: CUDA graph", 1e3 * job.seconds(graph.replay, repeats=100), "ms")
+    for backend in ("compile", "graphs"):
+        compiled = FastNetwork(plain, backend=backend).eval()
+        first = job.seconds(lambda compiled=compiled: compiled(image), repeats=1, warm=0)
+        job.emit(f"small image: first call, {backend}", first, "s")
+        milliseconds = 1e3 * job.seconds(lambda compiled=compiled: compiled(image), repeats=100)
+        job.emit(f"small image: {backend}", milliseconds, "ms")
 
 
 @torch.inference_mode()

@@ -60,6 +60,7 @@ def _settings(job: Job, channels: list[int], batch: int, patch: tuple[int, ...])
     }
     if not job.pretend:  # a simulated device cannot compile
         found["medunet, compiled"] = lambda: make(compile_network=True, **clip)
+        found["medunet, compiled with CUDA graphs"] = lambda: make(compile_network="graphs", **clip)
     return found
 
 
