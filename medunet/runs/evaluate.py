@@ -20,6 +20,7 @@ from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule, Pair, Predictor, evaluate_pairs, pair_files, reason
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
+from medunet.runs.split import split_options
 from medunet.runs.subgroups import read_subgroups, score_subgroups
 from medunet.trust import require_trust
 
@@ -111,16 +112,8 @@ def _items(bundle: Path, data: Path, config: Mapping[str, Any], section: str, se
         expected = "a run of one fold, and the data set that it was trained on"
         remedy = "omit --cases to evaluate every case that the bundle was not trained on"
         raise ConfigError(cause, file=bundle, received=received, expected=expected, remedy=remedy)
-    items = datalist(
-        data,
-        section="all" if is_unseen else section,  # type: ignore[arg-type] # checked by the caller
-        fold=config["fold"],
-        folds=config["folds"],
-        split=config.get("split", ()),
-        validation_cases=() if is_unseen else config["validation_cases"],
-        skip_cases=config.get("skip_cases", ()),
-        instances=bool(config.get("instances", False)),
-    )
+    listed: Any = "all" if is_unseen else section
+    items = datalist(data, section=listed, fold=config["fold"], **split_options(config))
     selected = [item for item in items if "label" in item and not (is_unseen and item["name"] in seen.names)]
     if not selected and is_unseen and any("label" in item for item in items):
         remedy = "pass other data; --cases all evaluates the training cases, too"

@@ -18,6 +18,7 @@ from medunet.prediction import ClassRule, Pair, Predictor, choose_region_rules, 
 from medunet.runs.ensemble import write_ensemble
 from medunet.runs.evaluate import OUT_OF_FOLD, class_values, measure, predict_items, region_values
 from medunet.runs.objects import ObjectCase, fit_objects, predict_maps
+from medunet.runs.split import split_options
 from medunet.runs.train import PreparedRun, TrainingResult, fit_bundle, open_run, train_run, write_run
 from medunet.runtime import load_checkpoint, resolve_device
 from medunet.tracking import track_cross_validation
@@ -247,9 +248,7 @@ def _join(
     objects: list[ObjectCase] = []
     failed: dict[str, str] = {}
     for fold, run in trained.items():
-        skipped = read_json(run / "configs" / "train.json").get("skip_cases", ())
-        options = {"split": config.get("split", ()), "skip_cases": skipped, "instances": dataset.instances}
-        items = datalist(data, section="validation", fold=fold, folds=config["folds"], **options)
+        items = datalist(data, section="validation", fold=fold, **split_options(config))
         predictor = Predictor(run, output_dir=run / PREDICTIONS, device=device, skip_done=True)
         predicted, errors = predict_items(predictor, items)
         logger.info("fold %d: %d cases predicted", fold, len(predicted))

@@ -13,10 +13,8 @@ from medunet.runtime import resolve_device
 from medunet.trust import require_trust
 
 from .folds import checked_folds
+from .split import split_options
 from .train import fit_bundle, reject_trained
-
-# what decides, with the fold, which cases validate
-SPLIT_IDS = ("folds", "validation_cases", "skip_cases", "split", "instances")
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,7 @@ def preview_training(
     _, values = fit_bundle(bundle, data, output=output, **options)
     train = derive(verdict, values, data=data, presets=presets)[0]["train"]
     numbers = [train["fold"]] if folds is None else checked_folds(folds or None, train)
-    split = {id_: train[id_] for id_ in SPLIT_IDS if id_ in train}
-    cases: dict[int, tuple[int, int]] = {}
+    split, cases = split_options(train), {}
     for fold in numbers:
         training, validation = (datalist(data, section=name, fold=fold, **split) for name in ("training", "validation"))
         cases[fold] = len(training), len(validation)

@@ -33,6 +33,7 @@ from medunet.reports import render_overlay
 from medunet.reports.page import render_page
 from medunet.runs.card import EXPECTED_DICE, write_section
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
+from medunet.runs.split import split_options
 from medunet.trust import adopt, require_trust
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ def calibrate(run: Path, data: Path, *, device: str = "auto", trust: bool = Fals
         raise DataError("calibration needs labels of all voxels", file=data, received=f"ignored value {ignored}")
     is_joined = ENSEMBLE_FOLDS in config
     runs = {run / f"fold_{fold}": fold for fold in config[ENSEMBLE_FOLDS]} if is_joined else {run: config["fold"]}
-    options: dict[str, Any] = {key: config[key] for key in ("folds", "split", "skip_cases") if key in config}
-    options |= {} if is_joined else {"validation_cases": config["validation_cases"]}
+    options = split_options(config)
     with claim(run):
         for part, fold in runs.items():
             predictor = Predictor(part, device=device, probabilities=True, review=True, trust=trust)

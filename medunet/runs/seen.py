@@ -12,6 +12,7 @@ from medunet.config import read_json
 from medunet.datasets import SegmentationDataset, datalist, image_digest
 from medunet.errors import DataError
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
+from medunet.runs.split import split_options
 from medunet.training import TRAINED_ON_NAME, weights_of
 
 EVALUATION = "evaluation"  # folder in a run with the metrics of `medunet evaluate` on the run's own data set
@@ -56,8 +57,7 @@ def _split(dataset: SegmentationDataset, config: Mapping[str, Any]) -> frozenset
     """Return the training cases as the config alone determines them."""
     if ENSEMBLE_FOLDS in config:
         return frozenset(case.name for case in dataset.cases)
-    options = {key: config.get(key, ()) for key in ("split", "validation_cases", "skip_cases")}
-    items = datalist(dataset.root, section="training", fold=config["fold"], folds=config["folds"], **options)
+    items = datalist(dataset.root, section="training", fold=config["fold"], **split_options(config))
     return frozenset(str(item["name"]) for item in items)
 
 

@@ -1,4 +1,4 @@
-"""The split of a new run, and of one that is resumed."""
+"""The split of a run: of a new one, of one that is resumed, and as its config records it."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,6 +8,13 @@ from medunet.config import read_json
 from medunet.datasets import SegmentationDataset, checked_split, make_folds
 from medunet.errors import ConfigError, DataError
 from medunet.training import LAST_NAME
+
+IDS = ("folds", "split", "validation_cases", "skip_cases", "instances")  # with `fold`, they decide which cases validate
+
+
+def split_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `medunet.datasets.datalist`, other than the fold, with which a config splits cases."""
+    return {id_: config[id_] for id_ in IDS if id_ in config}
 
 
 def fit_split(
