@@ -3,7 +3,6 @@
 from .classes import ClassCodes as ClassCodes
 from .classes import class_colours as class_colours
 from .contact_sheet import ContactSheet as ContactSheet
-from .curves import EpochRecord as EpochRecord
 from .curves import render_curves as render_curves
 from .objects import OBJECT_COLOURS as OBJECT_COLOURS
 from .objects import object_layers as object_layers

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from typing_extensions import NotRequired
 
 from medunet.errors import DataError
 from medunet.metrics.overlap import mean_of_known
@@ -20,22 +19,12 @@ LOG_SCALE_RATIO = 20.0  # a loss that falls by more gets a logarithmic axis, or 
 ROOM_BELOW = 0.15  # below the lowest Dice, where the axis begins; good runs would otherwise be a line at the top
 MANY_CLASSES = 10  # a legend of more would cover the curves; then only the mean is drawn
 
-
-class EpochRecord(TypedDict):
-    """An entry of a history; `val_dice` (class -> Dice) is missing if the epoch was not validated."""
-
-    epoch: int
-    iteration: int
-    loss: float
-    lr: float
-    seconds: float
-    val_dice: NotRequired[dict[str, float]]
+# entries by epoch, with `epoch`, `loss` and, if the epoch was validated, `val_dice` (class -> Dice)
+History: TypeAlias = Sequence[Mapping[str, Any]]
+Histories: TypeAlias = Mapping[str, History]
 
 
-Histories: TypeAlias = Mapping[str, Sequence[EpochRecord]]
-
-
-def render_curves(history: Sequence[EpochRecord]) -> bytes:
+def render_curves(history: History) -> bytes:
     """Draw training loss and, if there is any, the Dice of each class and their mean as PNG."""
     if not history:
         raise DataError("a history without epochs has no curves")
@@ -120,7 +109,7 @@ def _dice(histories: Histories, colours: Mapping[str, str], axes: Axes, theme: T
     _finish(axes, theme, "upper right" if ends_low else "lower right", entries)
 
 
-def _plot(axes: Axes, records: Sequence[EpochRecord], values: Sequence[float], **style: Any) -> None:
+def _plot(axes: Axes, records: History, values: Sequence[float], **style: Any) -> None:
     marker = "o" if len(records) == 1 else ""  # a single point has no line
     axes.plot([record["epoch"] for record in records], values, linewidth=1.6, marker=marker, markersize=4, **style)
 

@@ -18,7 +18,7 @@ from medunet.metrics import CaseScores, summarise
 
 from .classes import class_colours
 from .comparison import compare, compared_metrics
-from .curves import EpochRecord, curve_panels, reliability_panels
+from .curves import Histories, curve_panels, reliability_panels
 from .distributions import EM_TITLES, difference_panel, distribution_panels, has_objects, metric_titles
 from .panels import RUN_COLOURS, Panel, render_png, render_svg
 from .stack import Stack
@@ -42,7 +42,7 @@ class RunResults:
 
     name: str
     cases: Sequence[CaseScores] = ()  # results of `evaluate_case`
-    histories: Mapping[str, Sequence[EpochRecord]] = field(default_factory=dict)  # of a cross-validation by fold
+    histories: Histories = field(default_factory=dict)  # of a cross-validation by fold
     facts: Mapping[str, str] = field(default_factory=dict)  # in the order of the page
     settings: Sequence[Setting] = ()
     notes: Sequence[str] = ()  # what the reader must know before believing the numbers

@@ -157,7 +157,7 @@ def _gather(run: Path, name: str, data: Path | None, device: str) -> FoundRun:
         else:
             logger.info("%s is not evaluated yet: predicting the cases that it was not trained on", name)
             evaluate_bundle(run, data, run / seen.folder, section="unseen", device=device)
-    return find_run(run, name, dataset=dataset, seen=seen, notes=notes)
+    return find_run(run, name, dataset, seen, notes)
 
 
 def _is_measured(run: Path, folder: str, dataset: SegmentationDataset | None) -> bool:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,10 @@ from medunet.metrics.tables import JSON_NAME
 from medunet.prediction import ClassRule
 from medunet.prediction.configuration import CALIBRATION
 from medunet.prediction.evaluation import label_maps
-from medunet.reports import EpochRecord, RunResults
+from medunet.reports import RunResults
 from medunet.runs.ensemble import DECISION_NAME, rule_table
 from medunet.runs.evaluate import OUT_OF_FOLD, PICTURES, class_values, region_values
-from medunet.runs.seen import EVALUATION, SeenCases, seen_cases
+from medunet.runs.seen import EVALUATION, SeenCases
 from medunet.training import BEST_NAME, kept_entry, read_history
 
 STALE_SECONDS = 60.0  # weights that are newer than their metrics by more than this were trained after them
@@ -33,10 +33,10 @@ class FoundRun:
 
     results: RunResults
     labels: dict[str, int]  # value in files by class name
-    members: dict[str, tuple[int, ...]]  # values in files of each measured class; several if classes overlap
-    predictions: dict[str, Path] = field(default_factory=dict)  # label map by case name
-    dataset: SegmentationDataset | None = None  # that the run was measured on; None if it is missing
-    instances: bool = False  # whether label maps number objects
+    members: dict[str, list[int]]  # values in files of each measured class; several if classes overlap
+    predictions: dict[str, Path]  # label map by case name
+    dataset: SegmentationDataset | None  # that the run was measured on; None if it is missing
+    instances: bool  # whether label maps number objects
 
 
 def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
@@ -46,17 +46,14 @@ def metrics_of(run: Path, folder: str = EVALUATION) -> Path | None:
 
 
 def find_run(
-    run: Path,
-    name: str,
-    *,
-    dataset: SegmentationDataset | None = None,
-    seen: SeenCases | None = None,
-    notes: Sequence[str] = (),
+    run: Path, name: str, dataset: SegmentationDataset | None, seen: SeenCases | None, notes: Sequence[str]
 ) -> FoundRun:
-    """Gather the results in the folder of a run or a cross-validation; what is missing stays empty."""
+    """Gather the results in the folder of a run or a cross-validation; what is missing stays empty.
+
+    `dataset` is the data set to report on, if there is one, and `seen` which of its cases the run was trained on.
+    """
     config = read_own(run, "evaluate")
     folds = sorted(run.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
-    seen = seen_cases(run, dataset) if seen is None and dataset is not None else seen
     metrics = metrics_of(run, EVALUATION if seen is None else seen.folder)
     is_joined = metrics is not None and metrics.parent.name == OUT_OF_FOLD
     cases = read_cases(metrics) if metrics is not None else []
@@ -89,7 +86,7 @@ def find_run(
     results = RunResults(
         name=name,
         cases=cases,
-        histories=cast("Mapping[str, Sequence[EpochRecord]]", histories),
+        histories=histories,
         facts=facts,
         settings=[setting for setting in settings_of(run) if not (folds and setting.id == "fold")],
         notes=remarks,
@@ -101,8 +98,7 @@ def find_run(
     )
     labels = class_values(config)
     members = region_values(config) or {name: [value] for name, value in labels.items()}
-    members_of = {name: tuple(of) for name, of in members.items()}
-    return FoundRun(results, labels, members_of, predictions, dataset, bool(config.get("instances", False)))
+    return FoundRun(results, labels, members, predictions, dataset, bool(config.get("instances", False)))
 
 
 def read_cases(path: Path) -> list[CaseScores]:

@@ -16,7 +16,6 @@ from scores import em_case
 from medunet.errors import DataError
 from medunet.metrics import CaseScores
 from medunet.reports import (
-    EpochRecord,
     RunResults,
     Setting,
     lowest_dice,
@@ -28,7 +27,7 @@ from medunet.reports import (
 
 LABELS = {"background": 0, "liver": 1, "spleen & <kidney>": 2}
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=alert(1)>'
-EPOCH = EpochRecord(epoch=1, iteration=5, loss=1.0, lr=1e-3, seconds=1.0, val_dice={"liver": 0.5})
+EPOCH = {"epoch": 1, "iteration": 5, "loss": 1.0, "lr": 1e-3, "seconds": 1.0, "val_dice": {"liver": 0.5}}
 VOID = {"meta", "link", "img", "source", "br", "input", "path", "use"}
 
 

@@ -19,8 +19,10 @@ from medunet.config import to_json
 from medunet.datasets import open_dataset
 from medunet.errors import ConfigError, DataError
 from medunet.io import read_volume, write_volume
+from medunet.prediction.evaluation import label_maps
 from medunet.runs import evaluate_bundle, report_runs, train_bundle
 from medunet.runs.results import find_run, read_cases
+from medunet.runs.seen import seen_cases
 from medunet.runtime import load_checkpoint, save_weights
 from medunet.trust import record_weights
 
@@ -95,7 +97,8 @@ def test_a_run_of_a_plan_reports_planned_and_changed_values(volumes: Path, tmp_p
 def test_cases_that_were_trained_on_are_reported(runs: list[Path], volumes: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs[0], tmp_path / "run")
     evaluate_bundle(run, volumes, run / "evaluation", section="all", device="cpu")
-    results = find_run(run, "run", dataset=open_dataset(volumes)).results
+    dataset = open_dataset(volumes)
+    results = find_run(run, "run", dataset, seen_cases(run, dataset), notes=[]).results
     assert results.trained_on == {"ct_001", "ct_003", "ct_005"}
     assert results.notes[0].startswith("3 of 6 measured cases were trained on")
     assert "some of them trained on" in results.facts["measured"]
@@ -180,7 +183,7 @@ def test_regions_are_drawn_and_measured_as_unions(volumes: Path, tmp_path: Path,
     train_bundle(find_bundle("unet_3d"), data, run, changes=changes, device="cpu")
     evaluate_bundle(run, data, run / "evaluation", device="cpu")
     # a perfect prediction, written as medunet writes regions
-    for name, path in find_run(run, "run", dataset=open_dataset(data)).predictions.items():
+    for name, path in label_maps(run / "evaluation" / "predictions").items():
         reference = read_volume(data / "labelsTr" / f"{name}.nii.gz")
         painted = np.asarray(reference.image[0])
         painted = np.where(np.isin(painted, (3, 4)), 3, np.where(painted == 5, 1, painted)).astype(np.uint8)
