@@ -156,14 +156,7 @@ def import_(
     from medunet.runs.imports import import_nnunet
 
     done = import_nnunet(*models, output=output, folds=folds, checkpoint=checkpoint, any_trainer=any_trainer)
-    print_json(
-        bundle=done.folder,
-        network=done.network,
-        folds=done.folds,
-        trainer=done.trainer,
-        views=done.views,
-        labels=done.labels,
-    )
+    print_json(**vars(done))
     console = opt.plain_console()
     console.print(escape(f"network: {done.network}"))
     console.print(escape(f"folds:   {', '.join(done.folds)} (trainer {done.trainer})"))

@@ -35,7 +35,7 @@ REASON = "as in the plan of nnU-Net"
 class ImportedBundle:
     """What `import_nnunet` wrote."""
 
-    folder: Path
+    bundle: Path
     network: str  # in words
     folds: tuple[str, ...]
     trainer: str
