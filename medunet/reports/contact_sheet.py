@@ -27,11 +27,9 @@ PAPER, INK = (16, 18, 20), (201, 204, 209)
 FRAMES = {"error": (217, 80, 46), "warning": (199, 163, 10)}
 
 
-def outlined(
-    picture: npt.NDArray[np.uint8], numbers: npt.NDArray[np.integer[Any]], *, palette: Sequence[str] = PALETTE
-) -> npt.NDArray[np.uint8]:
+def outlined(picture: npt.NDArray[np.uint8], numbers: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
     """Return a picture `(rows, columns, 3)` with the inner outlines of objects, coloured by their numbers in turn."""
-    colours = np.array([ImageColor.getrgb(colour) for colour in palette], np.uint8)
+    colours = np.array([ImageColor.getrgb(colour) for colour in PALETTE], np.uint8)
     edges = find_boundaries(numbers, connectivity=numbers.ndim, mode="inner")
     return np.where(edges[..., None], colours[numbers % len(colours)], picture)
 
