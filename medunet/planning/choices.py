@@ -160,14 +160,8 @@ def views(
     return decisions
 
 
-def deformation(
-    data: Fingerprint, deform: Mapping[str, Any], spacing_mm: Sequence[float], *, flat_axis: int | None = None
-) -> list[Decision]:
-    """Rotate and bend patches without mixing planes that are far apart."""
-    return _deformation_2d(data) if data.spatial_dims == 2 else _deformation_3d(data, deform, spacing_mm, flat_axis)
-
-
-def _deformation_2d(data: Fingerprint) -> list[Decision]:
+def deformation_2d(data: Fingerprint) -> list[Decision]:
+    """Rotate images with directions only slightly, and centre patches on foreground if it is rare."""
     decisions = []
     if {c.kind for c in data.channels} & {"CT", "MR"} or data.orientation_words or data.side_pairs:
         decisions.append(Decision(TURNS, TURN, "images of patients, or labels with directions: rotated only slightly"))
@@ -182,9 +176,10 @@ def _deformation_2d(data: Fingerprint) -> list[Decision]:
     return decisions
 
 
-def _deformation_3d(
+def deformation_3d(
     data: Fingerprint, deform: Mapping[str, Any], spacing_mm: Sequence[float], flat_axis: int | None
 ) -> list[Decision]:
+    """Rotate and bend patches without mixing planes that are far apart, or tearing thin structures."""
     finest, coarsest = min(spacing_mm), max(spacing_mm)
     sigma = deform.get("elastic_sigma", 2.0)
     sigma = 2.0 if isinstance(sigma, list) else float(sigma)

@@ -34,7 +34,6 @@ class ChannelMeasure:
     """One channel of one case."""
 
     minimum: float  # lowest value of the image
-    maximum: float  # highest value of the image
     mean: float  # mean of the foreground, or of the whole image without foreground
     std: float  # standard deviation of the same voxels
     sample: tuple[float, ...]  # sorted values of the same voxels, at most `SAMPLE`
@@ -129,8 +128,8 @@ def _channel(channel: npt.NDArray[np.float32], foreground: npt.NDArray[np.bool_]
     centres = (np.arange(SAMPLE) + 0.5) * len(values) / SAMPLE  # of equal parts
     sample = values if len(values) <= SAMPLE else values[centres.astype(int)]
     mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    minimum, maximum, mean, std = (short(value) for value in (channel.min(), channel.max(), mean, std))
-    return ChannelMeasure(minimum, maximum, mean, std, tuple(short(value) for value in sample))
+    minimum, mean, std = (short(value) for value in (channel.min(), mean, std))
+    return ChannelMeasure(minimum, mean, std, tuple(short(value) for value in sample))
 
 
 def thickness(

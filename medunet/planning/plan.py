@@ -42,7 +42,6 @@ class Plan:
     fingerprint: Fingerprint  # fingerprint they follow from
     decisions: tuple[Decision, ...]  # one per value, in the order in which a person reads them
     notes: tuple[Decision, ...]  # measured and estimated figures that are not values of the bundle
-    topology: Topology  # shape of the network
     cost: StepCost | None = None  # measured cost of a training step; None without measurement
     seconds: float | None = None  # expected duration of the training; None without measurement
 
@@ -101,7 +100,10 @@ def plan(
     flips = mirroring[0].value
     mirroring.append(Decision("tta_axes", flips, "axes that `--tta` and `--review` mirror", "as in training"))
     decisions += [*mirroring, *choices.views(fingerprint, grid.size, grid.spacing_mm, flips=flips, flat=is_flat)]
-    decisions += choices.deformation(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis=flat_axis)
+    if fingerprint.spatial_dims == 2:
+        decisions += choices.deformation_2d(fingerprint)
+    else:
+        decisions += choices.deformation_3d(fingerprint, config["augment"]["deform"], grid.spacing_mm, flat_axis)
     decisions += instances(fingerprint, grid.factor) if dataset.instances else choices.loss(fingerprint, config["loss"])
 
     base = apply(config, {d.id: d.value for d in decisions if d.id not in choices.ENGINE_IDS})
@@ -131,7 +133,7 @@ def plan(
     decisions.append(Decision("keep_epoch", "last", reason, f"{validated} cases validate"))
     decisions.append(Decision("planned", True, "`medunet train` keeps these values"))
     cost, duration = (None, None) if schedule is None else (schedule.cost, schedule.seconds)
-    return Plan(fingerprint, tuple(decisions), tuple(notes), topology, cost, duration)
+    return Plan(fingerprint, tuple(decisions), tuple(notes), cost, duration)
 
 
 def _fit(
@@ -217,6 +219,9 @@ def choose_grid(data: Fingerprint, budget: Budget, *, flat: bool) -> Spacing:
 
 def _data(dataset: SegmentationDataset) -> list[Decision]:
     source = f"{dataset.name}, {len(dataset.cases)} cases"
+    folds = source + (f" in {dataset.n_groups} groups" if any(case.group for case in dataset.cases) else "")
+    if dataset.split:
+        folds += f", given as {', '.join(str(len(part)) for part in dataset.split)}"
     regions = []
     if dataset.regions:
         unions = ", ".join(f"{region.name}: {list(region.values)}" for region in dataset.regions)
@@ -227,16 +232,9 @@ def _data(dataset: SegmentationDataset) -> list[Decision]:
         Decision("label_values", list(dataset.labels.values()), "values in the label files", source),
         Decision("label_names", list(dataset.labels), "their names", source),
         *regions,
-        Decision("folds", _folds(dataset), "cross-validation; with few images each is left out once", _origin(dataset)),
+        Decision("folds", _folds(dataset), "cross-validation; with few images each is left out once", folds),
         *(Decision(id_, value, "chosen by the user") for id_, value in dataset.read.chosen.items()),
     ]
-
-
-def _origin(dataset: SegmentationDataset) -> str:
-    """Describe where the folds come from."""
-    text = f"{dataset.name}, {len(dataset.cases)} cases"
-    text += f" in {dataset.n_groups} groups" if any(case.group for case in dataset.cases) else ""
-    return text + (f", given as {', '.join(str(len(part)) for part in dataset.split)}" if dataset.split else "")
 
 
 def _folds(dataset: SegmentationDataset) -> int:

@@ -152,11 +152,11 @@ def time_steps(config: dict[str, Any], image_size: Sequence[int], device: str) -
     step_seconds = sorted(durations)[len(durations) // 4]  # other programs may disturb some steps
     data_seconds = 0.0
     if "augment_steps" in parser:
-        data_seconds = batch * _augment_seconds(
-            [*parser.get_parsed_content("augment_steps"), *target_steps],
-            torch.rand(channels, *window),
-            _label(parser, classes, window),
-        )
+        transforms = Compose([*parser.get_parsed_content("augment_steps"), *target_steps])
+        case = {"image": torch.rand(channels, *window), "label": _label(parser, classes, window)}
+        transforms(dict(case))
+        cpu = torch.device("cpu")  # where one process runs them
+        data_seconds = batch * min(_seconds(lambda: transforms(dict(case)), cpu) for _ in range(3))
         if workers := parser.get_parsed_content("num_workers"):
             data_seconds = max(0.0, data_seconds / workers - step_seconds)  # what the network waits for
     image_seconds = factor * min(_seconds(validate, target) for _ in range(2))
@@ -189,11 +189,3 @@ def _label(parser: ConfigParser, classes: int, size: Sequence[int]) -> torch.Ten
     axes = torch.meshgrid(*(torch.arange(n) // OBJECT_EDGE for n in size), indexing="ij")
     numbers = sum(index * 100**axis for axis, index in enumerate(axes)) + torch.ones(tuple(size), dtype=torch.int32)
     return numbers[None] if classes == 2 else torch.stack([numbers, torch.ones_like(numbers)])
-
-
-def _augment_seconds(steps: Sequence[Any], image: torch.Tensor, label: torch.Tensor) -> float:
-    """Return the time that one process takes for the random transforms of one image."""
-    transforms = Compose(steps)
-    transforms({"image": image, "label": label})
-    cpu = torch.device("cpu")
-    return min(_seconds(lambda: transforms({"image": image, "label": label}), cpu) for _ in range(3))
