@@ -66,7 +66,7 @@ def render_overlay(
 
     Args:
         image: `(C, *spatial)`, of which the first channel is shown, or `(*spatial)`.
-        pred: label map `(*spatial)` or `(1, *spatial)`.
+        pred: label map `(*spatial)`.
         ref: reference label map, if there is one.
         labels: value by name, background first; a region has several values, and regions may share values.
         colours: colour by name; the reference has them, too, for the names in `ERRORS`. Default: one per class.
@@ -78,13 +78,10 @@ def render_overlay(
         GeometryError: the shapes differ.
     """
     affine = getattr(image, "affine", None) if affine is None else affine
-    voxels, pred_array = as_array(image), as_array(pred)
-    # `(1, x, y)` is a slice with a channel axis, not a volume of one row
-    has_channels = pred_array.ndim == 4 or (pred_array.ndim == 3 and pred_array.shape[0] == 1)
-    spatial_dims = pred_array.ndim - has_channels if spacing_mm is None else len(spacing_mm)
+    voxels, maps = as_array(image), [as_array(one) for one in (pred, ref) if one is not None]
+    spatial_dims = maps[0].ndim
     if spatial_dims not in (2, 3):
-        raise GeometryError("a label map must have 2 or 3 spatial axes", received=pred_array.shape)
-    maps = [as_array(one, spatial_dims=spatial_dims) for one in (pred, ref) if one is not None]
+        raise GeometryError("a label map must have 2 or 3 spatial axes", received=maps[0].shape)
     voxels = voxels[0] if voxels.ndim == spatial_dims + 1 else voxels
     for one in maps:
         if one.shape != voxels.shape:

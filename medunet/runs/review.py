@@ -207,4 +207,4 @@ def _picture(result: Prediction, structures: Mapping[str, Sequence[int]]) -> byt
     values = {name: of[0] for name, of in structures.items()}
     labels = read_label(result.path or "", reference=volume.record.geometry, labels=values)
     affine = volume.record.geometry.affine if volume.record.is_placed else None
-    return render_overlay(volume.image, labels.image, labels={"background": 0, **structures}, affine=affine)
+    return render_overlay(volume.image, labels.image[0], labels={"background": 0, **structures}, affine=affine)

@@ -130,7 +130,7 @@ def draw_median(run: Path, data: Path, path: Path) -> None:
     case = next(case for case in dataset.cases if case.name == chosen)
     files = (case.images[0], run / "evaluation" / "predictions" / case.images[0].name, case.label)
     image, pred, ref = (read_volume(file).image for file in files)
-    write_atomically(path, render_overlay(image, pred, ref, labels=dataset.labels, title=chosen))
+    write_atomically(path, render_overlay(image, pred[0], ref[0], labels=dataset.labels, title=chosen))
 
 
 def with_neighbours(data: Path, folder: Path) -> Path:

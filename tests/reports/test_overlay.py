@@ -72,12 +72,12 @@ def test_a_region_is_one_line_around_all_its_values() -> None:
     assert pixels_of(core, "#3b9be0") > pixels_of(found, "#3b9be0") + 300
 
 
-def test_channels_and_metatensors_are_accepted() -> None:
+def test_images_with_channels_and_metatensors_are_accepted() -> None:
     image, pred = np.random.default_rng(0).normal(size=(9, 11, 13)), np.zeros((9, 11, 13), int)
     pred[6:8, 8:10, 10:12], pred[1:5, 1:5, 2] = 1, 2
     plain = render_overlay(image, pred, labels=LABELS, affine=LPS)
     meta = MetaTensor(torch.tensor(np.stack([image, image * 0])), affine=torch.tensor(LPS))
-    assert render_overlay(meta, torch.tensor(pred)[None], labels=LABELS) == plain
+    assert render_overlay(meta, torch.tensor(pred), labels=LABELS) == plain
 
 
 @pytest.mark.parametrize("fill", [0, 1], ids=["nothing", "everything"])
