@@ -87,8 +87,15 @@ def check_loading(preprocessing: Compose) -> None:
         raise ConfigError("preprocessing must read one image, under the key image", received=received)
 
 
+def savers_of(postprocessing: Compose) -> list[SavePredictiond]:
+    """Return the steps that write results."""
+    return [step for step in postprocessing.transforms if isinstance(step, SavePredictiond)]
+
+
 def saved_by_medunet(postprocessing: Compose, parser: ConfigParser) -> Compose:
-    """Return a bundle's postprocessing with medunet's writer instead of MONAI's."""
+    """Return a bundle's postprocessing with medunet's writer, which replaces MONAI's in third-party bundles."""
+    if savers_of(postprocessing):
+        return postprocessing
     if parser.get("save_probabilities"):
         raise ConfigError("this bundle cannot write class probabilities", file=parser.get("bundle_root"))
     saver = SavePredictiond(

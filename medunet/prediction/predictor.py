@@ -28,7 +28,7 @@ from medunet.runtime import EnsembleLogits, FastNetwork, Form, autocast, keep_fr
 
 from .configuration import check_same_input, class_values, content, load_network, parse_inference
 from .device import infer, prepare_tiles, thread_count
-from .foreign import check_loading, saved_by_medunet
+from .foreign import check_loading, saved_by_medunet, savers_of
 from .manifest import CaseFile
 from .options import PredictOptions
 from .pipeline import overlap
@@ -49,10 +49,6 @@ class _Transforms(NamedTuple):
 
     preprocessing: Compose
     postprocessing: Compose
-
-    @property
-    def savers(self) -> list[SavePredictiond]:
-        return [step for step in self.postprocessing.transforms if isinstance(step, SavePredictiond)]
 
 
 @dataclass(kw_only=True)
@@ -126,14 +122,12 @@ class Predictor:
         with autocast(self.device, self.autocast_dtype):
             prepare_tiles(self.inferer, self.network, self.device, size=(self.channels, *[1] * self.spatial_dims))
         self.preprocessing = as_compose(content(parser, "preprocessing"))
+        check_loading(self.preprocessing)
         if options.isolated is not None:
             isolate_reading(self.preprocessing, options.isolated)
-        self.postprocessing = as_compose(content(parser, "postprocessing"))
-        check_loading(self.preprocessing)
-        if not self._transforms.savers:
-            self.postprocessing = saved_by_medunet(self.postprocessing, parser)
+        self.postprocessing = saved_by_medunet(as_compose(content(parser, "postprocessing")), parser)
         self.pseudonyms = options.pseudonyms
-        for saver in self._transforms.savers:
+        for saver in savers_of(self.postprocessing):
             saver.pseudonyms = options.pseudonyms
             if options.measure:
                 saver.structures = self.structures
@@ -290,7 +284,7 @@ class Predictor:
 
     def _read(self, case: _Case, *, writes: bool = True) -> None:
         images, name = parts(case.source)
-        savers = case.transforms.savers if writes else []
+        savers = savers_of(case.transforms.postprocessing) if writes else []
         if self.options.skip_done and savers:
             results = [(path, saver) for saver in savers if (path := existing_result(case.source, saver))]
             if len(results) == len(savers):
@@ -374,7 +368,7 @@ class Predictor:
         with case.stages.measure("write"):
             item = steps(item, start=steps_up_to(steps, SavePredictiond, last=False))
         case.path, case.measurements = Path(item["pred_path"]), item.get("measurements", [])
-        written = ((item[f"{key}_path"], saver) for saver in case.transforms.savers for key in saver.keys)
+        written = ((item[f"{key}_path"], saver) for saver in savers_of(steps) for key in saver.keys)
         case.written = [file for path, saver in written for file in result_files(path, saver)]
 
     def _guarded(self, stage: Callable[[_Case], None], case: _Case) -> _Case:

@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 
-from medunet.io import SavePredictiond
 from medunet.io.reader import PathLike
 
 from .configuration import content, parse_inference
-from .foreign import saved_by_medunet
+from .foreign import saved_by_medunet, savers_of
 from .options import PredictOptions
 from .source import Source, existing_result, expected_result, parts
 from .steps import as_compose
@@ -50,10 +49,7 @@ def preview_predictions(
     values, overrides = options.config_values, options.changes
     device = torch.device("cpu")
     parser = parse_inference(Path(bundle), device=device, values=values, overrides=overrides, trust=options.trust)
-    steps = as_compose(content(parser, "postprocessing"))
-    if not any(isinstance(step, SavePredictiond) for step in steps.transforms):
-        steps = saved_by_medunet(steps, parser)
-    savers = [step for step in steps.transforms if isinstance(step, SavePredictiond)]
+    savers = savers_of(saved_by_medunet(as_compose(content(parser, "postprocessing")), parser))
     dims = content(parser, "spatial_dims")
     cases: list[PredictionPreview] = []
     for saver in savers:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor, list_data_collate
-from monai.transforms import Compose, LoadImage, LoadImaged
+from monai.transforms import Compose, LoadImaged
 
 from medunet.errors import ConfigError, DataError, DeviceError, find_cause, first_lines
 from medunet.inferers import free_memory
@@ -55,11 +55,11 @@ def steps_up_to(transform: Compose, kind: type, *, last: bool) -> int:
 
 def isolate_reading(preprocessing: Compose, isolated: bool) -> None:
     """Set `isolated` of every reader in the preprocessing, and start the child process."""
-    loaders = [step._loader if isinstance(step, LoadImaged) else step for step in preprocessing.transforms]
-    readers = [reader for loader in loaders if isinstance(loader, LoadImage) for reader in loader.readers]
+    loaders = [step._loader for step in preprocessing.transforms if isinstance(step, LoadImaged)]
+    readers = [reader for loader in loaders for reader in loader.readers]
     ours = [reader for reader in readers if isinstance(reader, MedunetReader)]
     if isolated and not ours:
-        received = ", ".join(type(reader).__name__ for reader in readers) or "no LoadImage"
+        received = ", ".join(type(reader).__name__ for reader in readers)
         raise ConfigError("reading cannot be isolated: the bundle does not use MedunetReader", received=received)
     for reader in ours:
         reader.isolated = isolated
