@@ -116,20 +116,13 @@ Tta = Annotated[Views | None, typer.Option("--tta", help=TTA_HELP)]
 Where = Literal["ray"]  # where to run work that can be distributed
 
 
-def duration(text: str, *names: str, default: str | None = None) -> Any:
-    """Return an option for a duration; the command receives seconds."""
-    return _quantity(text, *names, metavar="DURATION", parse=parse_duration, default=default)
-
-
-def size(text: str, *names: str, default: str | None = None) -> Any:
-    """Return an option for a size; the command receives bytes."""
-    return _quantity(text, *names, metavar="SIZE", parse=parse_size, default=default)
-
-
-def _quantity(text: str, *names: str, metavar: str, parse: Callable[[str], Any], default: str | None) -> Any:
+def _quantity(text: str, *, metavar: str, parse: Callable[[str], Any], default: str | None = None) -> Any:
     text = text if default is None else f"{text} Default: {default}."
-    return typer.Option(*names, metavar=metavar, help=text, parser=parsed_by(parse), show_default=False)
+    return typer.Option(metavar=metavar, help=text, parser=parsed_by(parse), show_default=False)
 
+
+duration = partial(_quantity, metavar="DURATION", parse=parse_duration)  # an option; the command receives seconds
+size = partial(_quantity, metavar="SIZE", parse=parse_size)  # an option; the command receives bytes
 
 # options of the commands that read images, by field of `medunet.io.ReadOptions`; None leaves the default
 READING: dict[str, Any] = {
