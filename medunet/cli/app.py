@@ -53,22 +53,11 @@ add(app, info.list_bundles, "list")
 add(app, info.info)
 
 
-def interrupt_on_sigterm() -> None:
-    """Treat SIGTERM like Ctrl-C: job schedulers send it when the time of a job is up."""
-    own = os.getpid()
-
-    def interrupt(number: int, _: object) -> None:
-        if os.getpid() == own:
-            raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)  # a forked worker inherits the handler, and ends silently
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def main() -> None:
     """Run the command line; print an error as one line on standard error and exit with its code."""
-    interrupt_on_sigterm()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # job schedulers send it when the time of a job is up
+    if hasattr(os, "register_at_fork"):  # forked workers end silently
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     if "OMP_WAIT_POLICY" not in os.environ:  # torch reads it; threads that spin longer stall where a core is shared
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     vars(TERMINAL).update(vars(Terminal()))
@@ -87,7 +76,7 @@ def _describe(error: Exception) -> tuple[int, str]:
     """Return the exit code of an error and its line."""
     if isinstance(error, _USAGE_ERROR):
         path = error.ctx.command_path if error.ctx is not None else "medunet"
-        text = " ".join(error.format_message().replace("Value error, ", "").split())  # the words are pydantic's
+        text = " ".join(error.format_message().split())
         is_help = type(error).__name__ == "NoArgsIsHelpError"  # typer has printed the help page
         return EXIT_BAD_INPUT, "" if is_help else f"{text.rstrip('.')}; remedy: see `{path} --help`"
     if (cause := find_cause(error)) is not None:
