@@ -81,8 +81,8 @@ def measure(
     with claim(output):
         for name, mask in label_maps(masks).items():
             try:
-                options = {"output": output, "instances": instances, "reading": reading}
-                rows += _measure(name, mask, _images_of(name, images), parsed, **options)
+                found = _images_of(name, images)
+                rows += _measure(name, mask, found, parsed, output=output, instances=instances, reading=reading)
             except (DataError, GeometryError) as error:
                 failed[name] = reason(error)
                 logger.error("not measured: %s", error)
@@ -152,9 +152,10 @@ def _images_of(name: str, images: Path | None) -> list[Path]:
     return found
 
 
-def _measure(name: str, mask: Path, images: Sequence[Path], parsed: ParsedLabels, **options: Any) -> Rows:
+def _measure(
+    name: str, mask: Path, images: Sequence[Path], parsed: ParsedLabels, *, output: Path, instances: bool, reading: Any
+) -> Rows:
     """Measure a mask; write a DICOM SR if it is a DICOM SEG and its image a DICOM series."""
-    instances, output, reading = (options[key] for key in ("instances", "output", "reading"))
     if not images and is_structure_file(mask):
         raise DataError("the mask has no grid of its own", file=mask, remedy="pass --images")
     image = read_volume(images, **reading) if images else None
