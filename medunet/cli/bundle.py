@@ -151,8 +151,7 @@ def import_(
 
     Nothing in the model's files is run. Mirroring, which nnU-Net does by default, is off: pass --tta mirror to predict.
     """
-    for folder in models:
-        require_path(folder)
+    require_path(*models)
     from medunet.runs.imports import import_nnunet
 
     done = import_nnunet(*models, output=output, folds=folds, checkpoint=checkpoint, any_trainer=any_trainer)

@@ -46,8 +46,7 @@ def check(
 
     The exit code is 4 if training would fail, otherwise 0.
     """
-    require_path(data)
-    require_path(run)
+    require_path(data, run)
     if sheet is not None and headers:
         raise ConfigError("--sheet needs the voxels, which --headers does not read")
     require_new(sheet, force=force)

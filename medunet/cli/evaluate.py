@@ -85,8 +85,7 @@ def evaluate(
     force: opt.Force = False,
 ) -> None:
     """Evaluate a run on labelled images, or compare a folder of predictions with references."""
-    for path in (data, pred, subgroups, *(ref or ())):
-        require_path(path)
+    require_path(data, pred, subgroups, *(ref or ()))
     if output is not None:
         check_target(output)
     from_files = pred is not None or ref or labels is not None or instances

@@ -48,8 +48,7 @@ def measure(
 
     A DICOM SEG with its series also gets a DICOM SR.
     """
-    for path in (masks, images, compare):
-        require_path(path)
+    require_path(masks, images, compare)
     if output is not None:
         check_target(output)
     options: dict[str, Any] = {"labels": parse_labels(labels), "instances": instances, "compare": compare, **reading}

@@ -117,8 +117,7 @@ def predict(
     folder, members = find_bundle(bundle), [find_bundle(name) for name in ensemble or ()]
     is_url = inputs[0].startswith(("http://", "https://"))
     require_new(pseudonym_table, force=force or skip_existing)
-    for path in (pseudonym_key, *(() if is_url else inputs)):
-        require_path(path)
+    require_path(pseudonym_key, *(() if is_url else inputs))
     require_new(manifest, force=force)
     if not dry_run:
         check_target(output)

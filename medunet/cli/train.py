@@ -82,9 +82,8 @@ def train(
         raise ConfigError("--time, --memory and --dims are for a plan, and a bundle is given", received=bundle)
     if source is None and nnodes > 1:
         raise ConfigError("several hosts need a bundle", received="no BUNDLE", remedy="run `medunet plan` first")
-    require_path(data)
     init_from = None if init_from is None else find_run(init_from)
-    require_path(None if resume else init_from)  # only the first step needs it
+    require_path(data, None if resume else init_from)  # only the first step needs `init_from`
     opt.check_grouping(split, group_by)
     changes = parse_settings(settings)
     if epochs is not None:

@@ -38,10 +38,11 @@ def only_if_used(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def require_path(path: str | os.PathLike[str] | None) -> None:
-    """Raise a DataError if a path does not exist; None is accepted."""
-    if path is not None and not Path(path).exists():
-        raise DataError("does not exist", file=path)
+def require_path(*paths: str | os.PathLike[str] | None) -> None:
+    """Raise a DataError for the first path that does not exist; None is accepted."""
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise DataError("does not exist", file=path)
 
 
 def require_new(path: str | os.PathLike[str] | None, *, force: bool = False) -> None:

@@ -39,7 +39,7 @@ from medunet.prediction.configuration import CALIBRATION
 from medunet.runs.card import write_results
 from medunet.runs.ensemble import ENSEMBLE_FOLDS
 from medunet.runs.objects import fit_objects, predict_maps
-from medunet.runs.split import fit_split
+from medunet.runs.split import fit_split, split_options
 from medunet.runtime import resolve_device
 from medunet.training import BEST_NAME, LAST_NAME, PREVIOUS_NAME, is_distributed, kept_entry, weights_of
 from medunet.trust import Verdict, record_weights, require_trust
@@ -191,8 +191,7 @@ def fit_bundle(
         for finding in likely_groups(dataset.cases, merged["split"] or [merged["validation_cases"]]):
             logger.warning("%s; %s", finding.cause, finding.remedy)
         # a fold or validation cases that the data set does not have are rejected before anything is written
-        options = {id_: merged[id_] for id_ in ids}
-        datalist(data, section="training", instances=dataset.instances, **options)
+        datalist(data, section="training", fold=merged["fold"], **split_options(merged))
     return dataset, values
 
 
