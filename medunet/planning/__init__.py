@@ -1,7 +1,6 @@
 """Planning: data -> fingerprint -> topology -> plan. It emits decisions and changes nothing."""
 
 from .adapt import adapt as adapt
-from .adapt import fit_patch as fit_patch
 from .adapt import fit_preset as fit_preset
 from .fingerprint import Fingerprint as Fingerprint
 from .fingerprint import fingerprint as fingerprint

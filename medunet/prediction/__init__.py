@@ -11,7 +11,6 @@ from .options import PredictOptions as PredictOptions
 from .postprocessing import choose_region_rules as choose_region_rules
 from .postprocessing import choose_rules as choose_rules
 from .predictor import Predictor as Predictor
-from .preview import PredictionPreview as PredictionPreview
 from .preview import preview_predictions as preview_predictions
 from .result import Prediction as Prediction
 from .result import Status as Status
