@@ -112,14 +112,13 @@ def _print_tables(result: Examination) -> None:
     n_errors = sum(finding.severity == "error" for finding in result.findings)
     n_warnings = len(result.findings) - n_errors
     verdict = "[bold red]training would fail[/]" if result.fails else "[green]training can start[/]"
-    counts = f"{n_errors} error{'s' * (n_errors != 1)}, {n_warnings} warning{'s' * (n_warnings != 1)}"
+    counts = f"{opt.count(n_errors, 'error')}, {opt.count(n_warnings, 'warning')}"
     console.print(f"{counts}: {verdict}", highlight=False)
 
 
 def _figures(summary: dict[str, Any]) -> Table | str:
-    n_cases, n_test = summary["cases"], summary["test_cases"]
-    test = f" and {n_test} test case{'s' * (n_test != 1)}" if n_test else ""
-    title = f"{escape(summary['name'])}: {n_cases} case{'s' * (n_cases != 1)}{test}, {summary['spatial_dims']}D"
+    test = f" and {opt.count(summary['test_cases'], 'test case')}" if summary["test_cases"] else ""
+    title = f"{escape(summary['name'])}: {opt.count(summary['cases'], 'case')}{test}, {summary['spatial_dims']}D"
     table = Table("", "smallest", "median", "largest", title=title)
     for key, name in (("size", "size"), ("spacing_mm", "spacing mm")):
         if key in summary:

@@ -142,11 +142,10 @@ def parse_labels(text: str | None) -> dict[str, int] | None:
 def _show(result: Summary) -> None:
     from medunet.datasets import shown
 
-    count, unit = result["cases"], result.get("unit", "mm")
     if "objects" in result:
         _show_objects(result)
     else:
-        _show_classes(result, count, unit)
+        _show_classes(result)
     console = opt.plain_console()
     for name, statistics in result.get("em", {}).items():
         console.print(f"{name}: {statistics['mean']:.5f}")
@@ -185,12 +184,13 @@ def _interval(statistics: Statistics) -> str:
     return f"{statistics['low']:.4f} to {statistics['high']:.4f}"
 
 
-def _show_classes(result: Summary, count: int, unit: str) -> None:
+def _show_classes(result: Summary) -> None:
+    count, unit = result["cases"], result.get("unit", "mm")
     columns = ["class", "Dice", "95 % interval", "median", "IoU", f"HD95 {unit}", f"surface distance {unit}"]
     columns += [f"surface Dice {result.get('tolerance_mm', 1):g} {unit}", "size error %", "missed", "spurious"]
     is_lesions = any(entry["scores"]["lesions_ref"]["mean"] > 1 for entry in result["classes"].values())
     columns += ["lesion F1", "lesion sensitivity", "false lesions per case"] if is_lesions else []
-    table = Table(*columns, title=f"{count} case{'s' * (count != 1)}, mean (sd)")
+    table = Table(*columns, title=f"{opt.count(count, 'case')}, mean (sd)")
     for name, entry in result["classes"].items():
         scores, status = entry["scores"], entry["status"]
         dice = scores["dice"]
@@ -206,8 +206,8 @@ def _show_classes(result: Summary, count: int, unit: str) -> None:
 
 def _show_objects(result: Summary) -> None:
     """Print the scores of all objects together, and those of an image on average, one column per class."""
-    count, objects = result["cases"], result["objects"]
-    table = Table("objects", title=f"{count} case{'s' * (count != 1)}, pooled (mean over cases)")
+    objects = result["objects"]
+    table = Table("objects", title=f"{opt.count(result['cases'], 'case')}, pooled (mean over cases)")
     for name in objects:
         table.add_column(escape(name), justify="right")
     for key, title in OBJECT_ROWS.items():

@@ -242,10 +242,10 @@ def _write_tables(output: Path, results: Sequence[Prediction], structures: Any, 
         console = opt.plain_console(stderr=True)
         page = write_reviews(output, results, structures)
         if not reviews[0].is_calibrated:
-            console.print(f"[yellow]warning[/] {NOT_CALIBRATED}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]warning[/] {NOT_CALIBRATED}")
         count = f"reviewed {len(reviews)}, {sum(bool(one.flags) for one in reviews)} flagged"
         count += "" if below is None else f", {doubtful} below {below:g}"
-        console.print(escape(f"{count}: {page}"), soft_wrap=True)
+        console.print(escape(f"{count}: {page}"))
     return doubtful
 
 
