@@ -21,16 +21,13 @@ from medunet.units import parse_size
 
 from .memory import bytes_per_voxel, free_memory, most_voxels
 from .receptive_field import measure_shapes
-from .tiling import SameSizeShapes, Shapes, TilePlan, choose_tiles, plan_tiles
+from .tiling import SameSizeShapes, Shapes, TilePlan, choose_halo, choose_tiles, plan_tiles
 from .windows import take_window
 
 logger = logging.getLogger(__name__)
 
 BLEND_OVERLAP = 0.5  # of Gaussian-weighted windows, as in nnU-Net and MONAI's bundles
 TIMED_WINDOWS = 8  # windows of one size from which it pays to let cuDNN time its algorithms
-# Parts of the exact halo that are tried if memory has no room for one tile with all of it. The farther away a voxel,
-# the less it weighs in the output (Luo et al. 2016, "effective receptive field").
-LESS_HALO = (0.75, 0.5, 0.35, 0.25)
 
 _Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -67,8 +64,7 @@ class OverlapTileInferer(Inferer):
     - Network without the attribute `shapes`, such as MONAI's: its stride and receptive radius are measured once
       (:func:`measure_shapes`), unless `tile_stride` and `halo` are given.
 
-    If memory runs out, the image is evaluated again in smaller tiles, with the same result and a warning. If not even
-    one tile with the whole halo fits, "exact" uses the largest part of the halo that fits, and logs a warning.
+    If memory runs out, the image is evaluated again in smaller tiles, with the same result and a warning.
 
     Images may be smaller than a tile, than the network's margin or than its total stride: missing voxels are mirrored
     and trimmed.
@@ -77,9 +73,10 @@ class OverlapTileInferer(Inferer):
         tile_size: largest network input per axis in voxels (the paper's 572), or one number for all axes. None uses
             the whole image in one pass; None, 0 or -1 for an axis takes all of that axis. "auto" takes the whole image
             if it fits into `memory`, else the tiles that evaluate the fewest voxels.
-        halo: for padded networks, voxels beyond the kept region on each side, per axis or one number. "exact" takes
-            `network.shapes.halo`, the receptive radius rounded up to the total stride; a smaller halo is faster but
-            approximate. A valid network always sees its whole margin.
+        halo: for padded networks, voxels beyond the kept region on each side, per axis or one number; fewer than the
+            receptive radius are approximate. "exact" takes `network.shapes.halo`, the receptive radius rounded up to
+            the total stride. "auto" takes a part of it, with a warning, where memory is so small that the windows
+            would have more than four times the voxels of the image. A valid network always sees its whole margin.
         batch_size: windows per call of the network; windows of one size share a batch, also across images.
         memory: limit of a pass for `tile_size` "auto": bytes, a text such as "8GB", or "auto" for a share of the free
             memory of the network's device.
@@ -106,7 +103,7 @@ class OverlapTileInferer(Inferer):
         self,
         tile_size: int | Sequence[int | None] | Literal["auto"] | None = "auto",
         *,
-        halo: Literal["exact"] | int | Sequence[int] = "exact",
+        halo: Literal["auto", "exact"] | int | Sequence[int] = "auto",
         batch_size: int = 1,
         memory: int | str = "auto",
         tile_stride: int | Sequence[int] | None = None,
@@ -121,7 +118,7 @@ class OverlapTileInferer(Inferer):
         is_size = isinstance(tile_size, (Integral, Sequence)) and not isinstance(tile_size, str)
         if tile_size is not None and tile_size != "auto" and not is_size:
             raise ConfigError("tile_size must be an integer, one per axis, or auto", received=repr(tile_size))
-        if halo != "exact":
+        if halo not in ("auto", "exact"):
             _at_least(0, halo, "halo")
         if tile_stride is not None:
             _at_least(1, tile_stride, "tile_stride")
@@ -260,20 +257,16 @@ class OverlapTileInferer(Inferer):
     def _fit(
         self, size: Sequence[int], voxels: float, shapes: Shapes, *, halo: tuple[int, ...] | None, extend: int
     ) -> TilePlan:
-        try:
+        if self.halo != "auto" or any(shapes.margin):
             return choose_tiles(size, voxels, shapes=shapes, halo=halo, extend=extend)
-        except ConfigError:
-            for part in LESS_HALO if halo is None and not any(shapes.margin) else ():
-                less = [math.ceil(part * n / s) * s for n, s in zip(shapes.halo, shapes.total_stride, strict=True)]
-                with suppress(ConfigError):
-                    plan = choose_tiles(size, voxels, shapes=shapes, halo=less, extend=extend)
-                    self._warn(
-                        "halo",
-                        f"memory has no room for a tile with the network's halo of {shapes.halo} voxels; with one of "
-                        f"{tuple(less)} a few voxels where tiles meet may differ; free memory or increase `memory`",
-                    )
-                    return plan
-            raise
+        plan, chosen = choose_halo(size, voxels, shapes=shapes, extend=extend)
+        if chosen != shapes.halo:
+            self._warn(
+                "halo",
+                f"memory is short: tiles see {chosen} voxels of their surroundings instead of {shapes.halo}, so a few "
+                "voxels where tiles meet may differ; free memory, increase `memory`, or set halo to exact",
+            )
+        return plan
 
     def _evaluate(
         self, image: torch.Tensor, run: _Run, plan: TilePlan, *, module: Any, device: torch.device

@@ -14,6 +14,10 @@ from medunet.networks import UNetShapes
 from medunet.networks.shapes import round_up
 
 MAX_LIMITS = 64  # tile sizes that are tried along one axis; if there are more, some are left out
+# Parts of the halo, the whole one first. The farther away a voxel, the less it weighs in the output (Luo et al. 2016,
+# "effective receptive field").
+HALO_PARTS = (1.0, 0.75, 0.5, 0.35, 0.25)
+MOST_TIMES = 4.0  # voxels of all windows per voxel of the image, beyond which a part of the halo is used
 
 
 @dataclass(frozen=True)
@@ -236,3 +240,39 @@ def choose_tiles(
         )
     best = min(fitting, key=lambda choice: (math.prod(c[1] for c in choice), math.prod(c[2] for c in choice)))
     return plan([cut[0] for cut in best])
+
+
+def choose_halo(
+    image_size: Sequence[int], max_voxels: float, *, shapes: Shapes, extend: int = 0
+) -> tuple[TilePlan, tuple[int, ...]]:
+    """Plan the tiles of an image with the largest part of a padded network's halo that is affordable.
+
+    A part is affordable if its windows have at most `max_voxels`, and all together at most `MOST_TIMES` the voxels of
+    the image. If none is, the part whose windows have the fewest voxels is used.
+
+    Args:
+        image_size: voxels per spatial axis.
+        max_voxels: most voxels of a window.
+        shapes: shapes of the network.
+        extend: as for `plan_tiles`.
+
+    Returns:
+        The plan and its halo in voxels, per axis.
+
+    Raises:
+        ConfigError: no part fits into `max_voxels`.
+    """
+    found: list[tuple[float, TilePlan, tuple[int, ...]]] = []
+    most = MOST_TIMES * math.prod(shapes.next_valid_input(image_size))
+    for part in HALO_PARTS:
+        halo = tuple(min(n, round_up(int(part * n), s)) for n, s in zip(shapes.halo, shapes.total_stride, strict=True))
+        try:
+            plan = choose_tiles(image_size, max_voxels, shapes=shapes, halo=halo, extend=extend)
+        except ConfigError:
+            if part == HALO_PARTS[-1] and not found:
+                raise
+            continue
+        found.append((sum(math.prod(tile.window_size) for tile in plan.tiles), plan, halo))
+        if found[-1][0] <= most:
+            return plan, halo
+    return min(found, key=lambda one: one[0])[1:]

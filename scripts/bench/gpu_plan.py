@@ -2,8 +2,9 @@
 
 Everything is computed or measured without a GPU.
 
-`before`: the memory of a pass was estimated with the constants of CPUs. `now`: it is measured on the device, here the
-bytes of the tensors of the bfloat16 network, and pooling reads at most 2^31 - 1 numbers (cuDNN 9.3 or later).
+`before`: the memory of a pass was estimated with the constants of CPUs, and the halo was whole. `now`: it is measured on
+the device, here the bytes of the tensors of the bfloat16 network; pooling reads at most 2^31 - 1 numbers (cuDNN 9.3 or
+later); and a part of the halo is used where whole ones evaluate more than four times the image.
 
     python -m scripts.bench.gpu_plan [--read SECONDS --write SECONDS] [--readme docs/benchmarks/inference.md]
 """
@@ -25,7 +26,7 @@ from medunet.runtime.fast import Form, convert_network
 from scripts.bench.measure import RESULTS, describe, machine, table, write_between, write_json
 
 SIZE = (512, 512, 600)
-CARDS_GB = (24, 80, 141)
+CARDS_GB = (12, 24, 80, 141)
 USED_GB = 2.0  # of a card, by the driver, the weights and a case that waits
 NETWORKS = {"16-192": (16, 48, 96, 192), "32-320": (32, 64, 128, 256, 320)}
 COMPUTE_SECONDS = 0.6  # of the network on an H200, by arithmetic
@@ -46,14 +47,15 @@ def plans() -> list[dict[str, Any]]:
         limit = memory.most_voxels(network, 1, torch.device("cuda"))
         for card in CARDS_GB:
             budget = memory.SHARE_OF_FREE * (card - USED_GB) * 1e9
-            for kind, most in (("before", budget / before), ("now", min(budget / now, limit))):
-                rows.append({"network": name, "card_gb": card, "kind": kind, **_plan(network, most, channels[0])})
+            for kind, most, halo in (("before", budget / before, "exact"), ("now", min(budget / now, limit), "auto")):
+                plan = _plan(network, most, channels[0], halo)
+                rows.append({"network": name, "card_gb": card, "kind": kind, **plan})
     return rows
 
 
-def _plan(network: UNet, most: float, widest: int) -> dict[str, Any]:
+def _plan(network: UNet, most: float, widest: int, halo: Any) -> dict[str, Any]:
     try:
-        plan: TilePlan = OverlapTileInferer("auto")._plan(SIZE, network, extend=1, max_voxels=most)
+        plan: TilePlan = OverlapTileInferer("auto", halo=halo)._plan(SIZE, network, extend=1, max_voxels=most)
     except ConfigError as error:
         return {"error": str(error)}
     sizes = [math.prod(tile.window_size) for tile in plan.tiles]

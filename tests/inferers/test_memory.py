@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from medunet.errors import ConfigError
 from medunet.inferers import OverlapTileInferer, SameSizeShapes, peak_bytes
-from medunet.inferers.tiling import MAX_LIMITS, choose_tiles, plan_tiles
+from medunet.inferers.tiling import MAX_LIMITS, MOST_TIMES, choose_halo, choose_tiles, plan_tiles
 from medunet.networks import UNet
 from medunet.runtime.cuda import is_out_of_memory
 
@@ -63,27 +63,46 @@ def test_auto_uses_the_free_memory(monkeypatch):
     assert len(OverlapTileInferer("auto").plan((512, 512), network).tiles) > 1
 
 
-def test_a_smaller_halo_is_used_and_logged_if_memory_is_short(caplog):
+def with_memory_for(voxels, **options):
+    inferer = OverlapTileInferer("auto", **options)
+    inferer._max_voxels = lambda *_: voxels
+    return inferer
+
+
+def test_auto_takes_a_part_of_the_halo_and_says_so_if_whole_ones_would_evaluate_too_much(caplog):
     network, image = make_network(), torch.randn(1, 1, 160, 160)
     halo, stride = network.shapes.halo[0], network.shapes.total_stride[0]
-    smallest = (2 * halo + stride) ** 2
-    inferer = OverlapTileInferer("auto")
-    inferer._max_voxels = lambda *_: 0.6 * smallest
+    most = (2 * halo + stride) ** 2  # the smallest tile with the whole halo
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
-        found, whole = inferer(image, network), OverlapTileInferer(None)(image, network)
-    plan = inferer.plan((160, 160), network)
-    assert all(math.prod(tile.window_size) <= 0.6 * smallest for tile in plan.tiles)
-    assert found.shape == whole.shape
+        whole = OverlapTileInferer(None)(image, network)
+        torch.testing.assert_close(with_memory_for(most, halo="exact")(image, network), whole, atol=1e-5, rtol=0)
+        assert not caplog.records
+        found = with_memory_for(most)(image, network)
+    assert len(caplog.records) == 1
+    assert "a few voxels where tiles meet may differ" in caplog.text.replace("\n", " ")
+    evaluated = [
+        sum(math.prod(tile.window_size) for tile in with_memory_for(most, halo=kind).plan((160, 160), network).tiles)
+        for kind in ("exact", "auto")
+    ]
+    assert evaluated[0] > MOST_TIMES * 160**2 >= evaluated[1]
     assert (found.argmax(1) == whole.argmax(1)).float().mean() > 0.95  # of random weights; only where tiles meet
-    assert sum("a few voxels where tiles meet may differ" in record.message for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("padding, halo", [("same", 16), ("valid", "exact")])
-def test_a_given_halo_and_the_margin_of_a_valid_network_are_never_reduced(padding, halo):
-    inferer = OverlapTileInferer("auto", halo=halo)
-    inferer._max_voxels = lambda *_: 300
+def test_auto_takes_the_cheapest_part_if_every_part_evaluates_too_much():
+    shapes = SameSizeShapes(total_stride=(4, 4), halo=(36, 36))
+    smallest_part = 12  # a quarter of 36 is 9, rounded up to the stride
+    most = (2 * smallest_part + 4) ** 2
+    plan, halo = choose_halo((200, 200), most, shapes=shapes)
+    assert halo == (smallest_part, smallest_part)
+    assert sum(math.prod(tile.window_size) for tile in plan.tiles) > MOST_TIMES * 200**2
     with pytest.raises(ConfigError, match="smallest tile"):
-        inferer.plan((512, 512), make_network(padding=padding))
+        choose_halo((200, 200), most - 1, shapes=shapes)
+
+
+@pytest.mark.parametrize("padding, halo", [("same", 16), ("same", "exact"), ("valid", "auto")])
+def test_a_given_halo_and_the_margin_of_a_valid_network_are_never_reduced(padding, halo):
+    with pytest.raises(ConfigError, match="smallest tile"):
+        with_memory_for(300, halo=halo).plan((512, 512), make_network(padding=padding))
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,7 +146,7 @@ def test_extended_regions_equal_the_whole_image(padding):
 @pytest.mark.parametrize("tile_size", ["auto", None, (133, 205)])
 def test_out_of_memory_continues_with_smaller_tiles(tile_size, caplog):
     image = torch.randn(2, 1, 133, 205)
-    network = Greedy(make_network(), limit=7000)
+    network = Greedy(make_network(), limit=14_000)
     inferer = OverlapTileInferer(tile_size, memory="1GB")
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         result = inferer(image, network)

@@ -241,7 +241,7 @@ def test_a_resized_output_is_rejected_unless_the_image_fits_one_tile() -> None:
     [
         {"tile_size": "large"},
         {"tile_size": (96, 96, 96)},
-        {"halo": "auto"},
+        {"halo": "some"},
         {"halo": (1, 2, 3)},
         {"batch_size": 0},
         {"tile_stride": 0},
