@@ -2,9 +2,9 @@
 
 Everything is computed or measured without a GPU.
 
-`before`: the memory of a pass was estimated with the constants of CPUs, and the halo was whole. `now`: it is measured on
-the device, here the bytes of the tensors of the bfloat16 network; pooling reads at most 2^31 - 1 numbers (cuDNN 9.3 or
-later); and a part of the halo is used where whole ones evaluate more than four times the image.
+`before`: the memory of a pass was estimated with the constants of CPUs, and the halo was whole. `now`: the memory is
+measured on the device, here the bytes of the tensors of the bfloat16 network; pooling reads at most 2^31 - 1 numbers
+(cuDNN 9.3 or later); and a part of the halo is used where whole ones evaluate more than four times the image.
 
     python -m scripts.bench.gpu_plan [--read SECONDS --write SECONDS] [--readme docs/benchmarks/inference.md]
 """
@@ -106,14 +106,12 @@ def main() -> None:
     head = ("channels", "card, GB", "estimate", "windows", "voxels evaluated, times the image", "pooled tensor / 2^31")
     cells = [
         (row["network"], row["card_gb"], row["kind"], row.get("windows", "none fits"))
-        + (f"{row['times_the_image']:.2f}", f"{row['largest_tensor']:.2f}") * ("windows" in row)
+        + (tuple(f"{row[key]:.2f}" for key in ("times_the_image", "largest_tensor")) if "windows" in row else ("", ""))
         for row in rows
     ]
     columns = ("threads that read, and that write", "share of the time in which the GPU waits")
     waiting = table(columns, [(threads, f"{100 * share:.0f} %") for threads, share in shares.items()])
-    reading = (
-        f"{options.read:g} s and writing {options.write:g} s on this CPU (measured), the GPU {COMPUTE_SECONDS:g} s"
-    )
+    reading = f"{options.read:g} s and writing {options.write:g} s (measured), the GPU {COMPUTE_SECONDS:g} s"
     converting = f"One thread converts the image to int16 in {1e3 * times['to_int16_s']:.0f} ms."
     text = f"Reading a case takes {reading} (assumed). {converting}\n\n{describe(where)}"
     text = f"{table(head, cells)}\n\n{waiting}\n\n{text}"
