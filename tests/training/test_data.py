@@ -39,7 +39,7 @@ class Die(MapTransform):
 
 class Wait(MapTransform, RandomizableTrait):
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        time.sleep(0.02)
+        time.sleep(0.1)  # much longer than a step, also on a busy machine
         return data
 
 
